@@ -1,0 +1,28 @@
+# make demo: train a VGG16, compress it, look at the result.   make test: the whole suite.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,timm]'
+	touch $@
+
+demo: install
+	$(BIN)/python examples/train_vgg16_digits.py demo/vgg16.pt
+	@echo
+	@echo '$$ cd demo'
+	@echo '$$ mint-compress vgg16.pt --ratio 0.75 -o vgg16_small.onnx --data digits'
+	@cd demo && PATH="$(abspath $(BIN)):$$PATH" mint-compress vgg16.pt --ratio 0.75 -o vgg16_small.onnx --data digits --force
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

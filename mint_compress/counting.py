@@ -1,0 +1,78 @@
+"""Parameters and multiply-accumulate operations of a module, counted from its own shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) by every long stage; cli.py draws a bar from it."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVOLUTIONS, nn.Linear)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of elements of all parameters, a shared parameter counted once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Put ``module`` into eval mode; afterwards every submodule is back in the mode it was in."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, int]:
+    """Multiply-accumulate operations of one sample, per convolution and linear layer.
+
+    Parameters
+    ----------
+    module
+        Any network; it is run once, in eval mode, without gradients.
+    example_inputs
+        Its positional inputs, with a batch dimension first; counts are divided by that batch size.
+
+    Returns
+    -------
+    dict
+        Qualified layer name -> MACs. Bias, normalisation and activation are not counted, as in
+        most published tables. A layer that is called twice counts twice.
+    """
+    counts: dict[str, int] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor)
+            transposed = bool(getattr(layer, "transposed", False))
+            # every output element is a dot product as long as one filter; a transposed
+            # convolution spreads every input element over one filter
+            elements, filters = (inputs[0].numel(), weight.shape[0]) if transposed else (
+                output.numel(), weight.shape[0])
+            batch = example_inputs[0].shape[0]
+            counts[name] = counts.get(name, 0) + elements * (weight.numel() // filters) // batch
+
+        return record
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, WEIGHTED):
+            handles.append(layer.register_forward_hook(hook(name)))
+    try:
+        with evaluating(module), torch.no_grad():
+            module(*example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts

@@ -1,0 +1,280 @@
+"""ONNX files, written by PyTorch's exporter and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import io
+import logging
+import os
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mint_compress.errors import CheckFailed, MintError
+from mint_compress.exporting import Array, ExportResult, InputSpec, on_cpu
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_log = logging.getLogger(__name__)
+
+LARGEST_SINGLE_FILE = 1_900_000_000
+"""Bytes of weights; protobuf cannot hold a message of 2 GiB."""
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_DEVICES = ("auto", "cpu", "cuda")
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+class OnnxExporter:
+    """One ``.onnx`` file with a dynamic batch and nothing about the machine that wrote it."""
+
+    name = "onnx"
+    suffixes = (".onnx",)
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[torch.Tensor, ...],
+        path: Path,
+        *,
+        metadata: dict[str, str] | None = None,
+        optimize: bool = True,
+    ) -> ExportResult:
+        """Write ``model`` to ``path``, checked, and replace what was there only when all is done.
+
+        Weights above `LARGEST_SINGLE_FILE` go to ``NAME.onnx.data`` beside it; a note says so.
+
+        Raises
+        ------
+        MintError
+            PyTorch cannot export the model, or the file cannot be written.
+        CheckFailed
+            The ONNX checker refuses the file.
+        """
+        traced = _trace(model, example_inputs, optimize=optimize)
+        _strip(traced)
+        traced.metadata_props.update({key: str(value) for key, value in (metadata or {}).items()})
+        try:
+            files = _save(traced, Path(path))
+        except OSError as error:
+            raise MintError(f"Cannot write '{path}': {error.strerror or error}.") from error
+        notes = tuple(f"The weights are in '{file.name}'; keep both files together." for file in files[1:])
+        return ExportResult(Path(path), _stored_tensors(Path(path), matrices_only=optimize), files, notes)
+
+    def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> OnnxSession:
+        """Open ``path`` in ONNX Runtime.
+
+        Parameters
+        ----------
+        path
+            The ``.onnx`` file.
+        device
+            "cpu", "cuda", or "auto": CUDA where it really loads, else the CPU.
+        threads
+            Threads within one operator; operators run one after the other. 0: every core.
+
+        Raises
+        ------
+        MintError
+            No such file, not an ONNX file, unknown device, or CUDA asked for and not loaded.
+        """
+        return OnnxSession(Path(path), device=device, threads=threads)
+
+
+class OnnxSession:
+    """A model in ONNX Runtime, on CUDA or the CPU (TensorRT is never asked for)."""
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int = 1) -> None:
+        if device not in _DEVICES:
+            raise MintError(f"Unknown device '{device}'. Choose from: {', '.join(_DEVICES)}.")
+        if not path.is_file():
+            raise MintError(f"No such file: '{path}'.")
+        self._path = path
+        self._session = _inference_session(path, device, threads)
+        self._names = [item.name for item in self._session.get_inputs()]
+
+    @property
+    def provider(self) -> str:
+        """The provider ONNX Runtime really loaded, not the one it was asked for."""
+        return str(self._session.get_providers()[0])
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """Name, shape (None: dynamic) and NumPy dtype of each input."""
+        return [
+            InputSpec(
+                item.name,
+                tuple(size if isinstance(size, int) else None for size in item.shape),
+                _numpy_name(item.type),
+            )
+            for item in self._session.get_inputs()
+        ]
+
+    def run(self, inputs: tuple[Array, ...]) -> list[Array]:
+        """Run one batch; raise MintError where the number, shapes or dtypes of the inputs do not fit."""
+        if len(inputs) != len(self._names):
+            raise MintError(f"'{self._path}' takes {len(self._names)} inputs, {len(inputs)} were given.")
+        try:
+            outputs: list[Array] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise MintError(f"ONNX Runtime cannot run '{self._path}': {_one_line(error)}") from error
+        return outputs
+
+
+def _trace(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, optimize: bool) -> onnx_ir.Model:
+    """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic."""
+    # a batch of one may be taken for a constant while tracing
+    batches = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in (x.cpu() for x in example_inputs))
+    try:
+        with on_cpu(model) as network, torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                network,
+                batches,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=tuple({0: "batch"} for _ in batches),
+                external_data=False,
+                optimize=optimize,
+            )
+    except Exception as error:  # the exporter raises whatever its many passes raise
+        raise MintError(
+            f"PyTorch cannot export {type(model).__name__} to ONNX: {_one_line(_root(error))}"
+        ) from error
+    assert program is not None
+    return program.model
+
+
+def _strip(traced: onnx_ir.Model) -> None:
+    """Drop the exporter's annotations: they hold source paths and lines of code."""
+    import onnx_ir
+
+    traced.doc_string = None
+    traced.metadata_props.clear()
+    bodies: list[onnx_ir.Graph | onnx_ir.Function] = [traced.graph, *traced.functions.values()]
+    graphs: list[Any] = [*bodies, *(graph for body in bodies for graph in body.subgraphs())]
+    nodes = [node for body in bodies for node in onnx_ir.traversal.RecursiveGraphIterator(body)]
+    values = [value for node in nodes for value in node.outputs]
+    for graph in graphs:
+        values.extend(graph.inputs)
+        values.extend(getattr(graph, "initializers", {}).values())
+    for annotated in (*graphs, *nodes, *values):
+        annotated.metadata_props.clear()
+        annotated.doc_string = None
+
+
+def _save(traced: onnx_ir.Model, path: Path) -> tuple[Path, ...]:
+    """Write into a folder beside ``path``, check there, move; return the files, the model first."""
+    import onnx
+    import onnx_ir
+
+    weights = [value.const_value for value in traced.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    # the model refers to its data file by name, so the names are final and only the folder is not
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        data = f"{path.name}.data" if size > LARGEST_SINGLE_FILE else None
+        onnx_ir.save(traced, draft, external_data=data)
+        try:
+            onnx.checker.check_model(str(draft))
+        except onnx.checker.ValidationError as error:
+            raise CheckFailed(f"The ONNX checker refuses '{path.name}': {_one_line(error)}") from error
+        names = (data, path.name) if data else (path.name,)
+        for name in names:
+            os.replace(Path(folder) / name, path.parent / name)
+    return tuple(path.parent / name for name in reversed(names))
+
+
+def _stored_tensors(path: Path, *, matrices_only: bool) -> dict[str, tuple[int, ...]]:
+    """Initializers and Constant nodes of the file as it is on disk: name -> shape."""
+    import onnx
+
+    stored: dict[str, tuple[int, ...]] = {}
+
+    def collect(graph: onnx.GraphProto) -> None:
+        stored.update({tensor.name: tuple(tensor.dims) for tensor in graph.initializer})
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    collect(attribute.g)
+                elif node.op_type == "Constant" and attribute.name == "value":
+                    stored[node.output[0]] = tuple(attribute.t.dims)
+
+    collect(onnx.load(str(path), load_external_data=False).graph)
+    return {name: shape for name, shape in stored.items() if len(shape) >= 2 or not matrices_only}
+
+
+def _inference_session(path: Path, device: str, threads: int) -> Any:
+    import onnxruntime
+
+    _warn_of_two_runtimes()
+    onnxruntime.set_default_logger_severity(4)  # a provider that does not load writes in red
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    providers: list[Any] = [_CPU]
+    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
+            onnxruntime.preload_dlls()
+        # TF32 keeps ten bits of the mantissa: too coarse for parity with the original
+        providers = [(_CUDA, {"use_tf32": "0"}), _CPU]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise MintError(f"'{path}' is not a model ONNX Runtime can open: {_one_line(error)}") from error
+    loaded = session.get_providers()
+    if device == "cuda" and _CUDA not in loaded:
+        raise MintError(
+            f"CUDA was asked for, but ONNX Runtime loaded {', '.join(loaded)}. "
+            "Install onnxruntime-gpu[cuda,cudnn] and an NVIDIA driver, or ask for the CPU."
+        )
+    return session
+
+
+@functools.cache
+def _warn_of_two_runtimes() -> None:
+    found = []
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    if len(found) == 2:
+        _log.warning(
+            "%s are both installed and overwrite each other's files. Uninstall both, then install one.",
+            " and ".join(found),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter warns of, logs and prints (whole graphs, when it fails) from the terminal."""
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _numpy_name(kind: str) -> str:
+    element = kind.removeprefix("tensor(").removesuffix(")")
+    return _NUMPY_NAMES.get(element, element)
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error
+
+
+def _one_line(error: BaseException) -> str:
+    """The message on one line, of a readable length, without ONNX Runtime's preamble."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" failed:", 1)[-1]
+    return textwrap.shorten(text, 300, placeholder=" …")

@@ -1,0 +1,156 @@
+"""The options of the commands, as tables that click options are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from mint_compress.options import COSTS, ESTIMATORS, PROVIDERS
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas: ``3,32,32``."""
+
+    name = "numbers"
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(self.number(part) for part in value.split(","))
+        except ValueError:
+            kind = "whole numbers" if self.number is int else "numbers"
+            self.fail(f"{value!r} is not a list of {kind}. Separate them by commas.", param, ctx)
+
+
+class Sectioned(click.Option):
+    """An option that says under which heading of the help it stands."""
+
+    def __init__(self, *args: Any, section: str = "Other", **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.section = section
+
+
+class Row(NamedTuple):
+    """One option as a line of a table; without a metavar it is a flag, with default () it may be repeated."""
+
+    names: str
+    metavar: str | None
+    type: Any
+    default: Any
+    help: str
+
+
+def options(sections: dict[str, tuple[Row, ...]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of a table to a command, each under its section of the help."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        rows = [(section, row) for section, table in sections.items() for row in table]
+        for section, row in reversed(rows):
+            attrs: dict[str, Any] = {"cls": Sectioned, "section": section, "help": row.help}
+            if row.metavar is None:
+                attrs |= {"is_flag": True}
+            else:
+                attrs |= {"metavar": row.metavar, "type": row.type, "multiple": row.default == ()}
+                attrs |= {"default": row.default, "show_default": row.default not in (None, ())}
+            command = click.option(*row.names.split(), **attrs)(command)
+        return command
+
+    return decorate
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists its options by section, in the order of definition."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and not isinstance(param, click.Argument):
+                sections.setdefault(getattr(param, "section", "Other"), []).append(record)
+        other = sections.pop("Other", [])
+        for section, records in [*sections.items(), ("Other", other)]:
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+FILE = click.Path(path_type=Path)
+PRUNING = (
+    Row("--ratio", "R", float, None, "Share of the file's parameters that goes, from 0 to 1."),
+    Row("--ignore", "PATTERN", str, (), "Layers to leave alone, as in 'features.0*'; may be repeated."),
+    Row("--upper-limit", "U", float, 0.95, "Largest share of one layer's channels that may go."),
+    Row("--round-to", "N", int, 8, "Keep widths that are multiples of N, where a layer is wider."),
+    Row("--groups", "G", int, 0, "Blocks of channels that go as a whole; 0: channels go one by one."),
+    Row("--cost", "|".join(COSTS), str, "both", "What a channel's information is weighed against."),
+    Row("--plan", "FILE", FILE, None, "Apply a plan that --dry-run wrote."),
+)
+INPUT_SHAPE = Row(
+    "--input-shape", "3,32,32", Numbers(int), None, "Without the batch; for files that leave it open."
+)
+MODEL = (
+    Row("--arch", "NAME", str, None, "Zoo or torchvision name, timm:NAME or package.module:callable."),
+    INPUT_SHAPE,
+    Row("--trust", "MODULE", str, (), "Module whose classes a file may name; may be repeated."),
+)
+DATA = (
+    Row("--data", "SPEC", str, None, "digits, an .npz, a folder, cifar10:DIR or package.module:function."),
+    Row("--mean", "M,M,M", Numbers(float), None, "Per channel. [default: ImageNet's, or MNIST's for one]"),
+    Row("--std", "S,S,S", Numbers(float), None, "Per channel."),
+)
+SCORING = (
+    Row("--estimator", "NAME", str, "gaussian", f"{', '.join(ESTIMATORS)}, or one that a package adds."),
+    Row("--calibration-images", "N", int, None, "For scoring and repair.  [default: 1024, or what there is]"),
+    Row("--samples-per-class", "N", int, None, "For gmi.  [default: 250, or what there is]"),
+)
+REPAIR = (
+    Row("--no-compensate", None, bool, False, "Do not repair the layers that lost inputs."),
+    Row("--no-distill", None, bool, False, "Do not let the original teach the pruned network."),
+    Row("--epochs", "N", int, 5, "Of fine-tuning; 0: none."),
+    Row("--lr", "LR", float, 0.05, "Peak learning rate."),
+    Row("--batch-size", "N", int, 128, "Images per step."),
+)
+SEED = Row("--seed", "N", int, 0, "Everything random comes from it.")
+OUTPUT = (
+    Row("--output -o", "OUT.onnx", FILE, None, "The export; .safetensors and .json go beside it."),
+    Row("--dry-run", None, bool, False, "Write OUT.plan.json only."),
+    Row("--force", None, bool, False, "Replace files that exist."),
+)
+PRINTING = (
+    Row("--json as_json", None, bool, False, "Print the report as JSON on stdout, and nothing else there."),
+    Row("--quiet", None, bool, False, "Print errors only."),
+)
+MEASURING = (
+    Row("--provider", "|".join(PROVIDERS), str, "auto", "Of ONNX Runtime."),
+    Row("--threads", "N", int, 1, "Of ONNX Runtime."),
+)
+COMPRESS = {
+    "Pruning": PRUNING,
+    "Model": MODEL,
+    "Data": DATA,
+    "Scoring": SCORING,
+    "Repair and fine-tuning": REPAIR,
+    "Device and benchmark": (
+        Row("--device", "auto|cpu|cuda", str, "auto", "Where PyTorch computes."),
+        *MEASURING,
+        Row("--bench-batch", "N", int, 1, "Images per run of the benchmark."),
+        Row("--bench-seconds", "S", float, 10.0, "How long the benchmark measures."),
+        SEED,
+    ),
+    "Output": (*OUTPUT, *PRINTING),
+}
+BENCH = {
+    "Benchmark": (
+        *MEASURING,
+        Row("--batch", "N", int, 1, "Images per run."),
+        Row("--seconds", "S", float, 10.0, "How long to measure."),
+        INPUT_SHAPE,
+        SEED,
+    ),
+    "Output": PRINTING,
+}

@@ -1,0 +1,126 @@
+"""Images and labels from arrays: which axis is which, what the values mean, and whether they can be right."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mint_compress.errors import MintError
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
+    """The four arrays of an .npz file; nothing in it is executed.
+
+    Raises
+    ------
+    MintError
+        No such file, no .npz file, a missing key, a damaged member, arrays of Python objects.
+    """
+    if not path.is_file():
+        raise MintError(f"No such file: {path}")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise MintError(f"{path} holds a single array. Save {', '.join(KEYS)} with np.savez.")
+        with found as file:
+            missing = [key for key in KEYS if key not in file.files]
+            if missing:
+                raise MintError(
+                    f"{path} has no {', '.join(missing)} (it has: {', '.join(file.files) or 'nothing'}). "
+                    f"Needed: {', '.join(KEYS)}."
+                )
+            return {key: file[key] for key in KEYS}
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MintError(f"Cannot read {path} as .npz ({reason}). Save it again with np.savez.") from None
+
+
+def as_images(array: NDArray[np.generic], name: str, input_shape: tuple[int, ...] | None) -> Tensor:
+    """Images as (n, C, H, W) or (n, D): uint8 as it is, floats as float32.
+
+    Parameters
+    ----------
+    array
+        (n, H, W, C), (n, C, H, W), (n, H, W) or (n, D).
+    name
+        Of the array, for messages.
+    input_shape
+        (C, H, W) or (D,) that a network takes; decides between the layouts, and images of another
+        shape are an error. A one-dimensional shape flattens images that have as many values.
+
+    Raises
+    ------
+    MintError
+        Other types, NaN or infinity, no images, an undecidable layout, the wrong shape.
+    """
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise MintError(f"{name} is {array.dtype}. Save it as uint8 (0..255) or as float32 (taken as it is).")
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise MintError(
+            f"{name} has shape {array.shape}. Images are (n, H, W, C), (n, C, H, W) or (n, H, W)."
+        )
+    images = torch.from_numpy(_channels_first(array, name, input_shape))
+    if images.dtype != torch.uint8:
+        images = images.float()
+        if not torch.isfinite(images).all():
+            bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+            raise MintError(
+                f"{name} has NaN or infinite values in {bad:,} of {len(images):,} images. Remove them."
+            )
+    if input_shape is not None and len(input_shape) == 1 and math.prod(images.shape[1:]) == input_shape[0]:
+        images = images.flatten(1)
+    if input_shape is not None and tuple(images.shape[1:]) != input_shape:
+        has, wants = ("x".join(map(str, shape)) for shape in (images.shape[1:], input_shape))
+        raise MintError(f"{name} has images of {has}, but the network takes {wants}. Resize the arrays.")
+    return images
+
+
+def _channels_first(
+    array: NDArray[np.generic], name: str, input_shape: tuple[int, ...] | None
+) -> NDArray[np.generic]:
+    if array.ndim == 2:
+        return np.ascontiguousarray(array)
+    if array.ndim == 3:
+        return np.ascontiguousarray(array[:, None])
+    last = np.moveaxis(array, 3, 1)
+    fits = [layout for layout in (array, last) if layout.shape[1:] == input_shape]
+    if not fits:
+        fits = [layout for layout in (last, array) if layout.shape[1] in (1, 3)]
+    if not fits or (len(fits) == 2 and fits[0].shape != fits[1].shape):
+        raise MintError(
+            f"{name} has shape {array.shape}: which axis is the channels? "
+            "Give --input-shape, or save it as (n, C, H, W) with 1 or 3 channels."
+        )
+    return np.ascontiguousarray(fits[0])
+
+
+def as_labels(array: NDArray[np.generic], name: str, count: int) -> Tensor:
+    """Labels as (n,) int64; (n, 1) is taken too.
+
+    Raises
+    ------
+    MintError
+        Not integers, negative, not one per image.
+    """
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if not np.issubdtype(array.dtype, np.integer):
+        raise MintError(f"{name} is {array.dtype}. Labels are integers from 0: save it as int64.")
+    if array.ndim != 1:
+        raise MintError(f"{name} has shape {array.shape}. Labels are one integer per image, (n,).")
+    if len(array) != count:
+        raise MintError(
+            f"{name} has {len(array):,} labels for {count:,} images. One label per image is needed."
+        )
+    if array.min() < 0:
+        raise MintError(f"{name} has the label {int(array.min())}. Labels are integers from 0.")
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,316 @@
+"""One pass over calibration data: what every consumer layer saw and gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.counting import Progress, evaluating
+from mint_compress.devices import device_of
+from mint_compress.errors import MintError
+from mint_compress.groups import ChannelGroup, consumer_units
+from mint_compress.patches import (
+    channel_groups,
+    in_channels,
+    input_rows,
+    is_plain,
+    output_positions,
+    sample_positions,
+    taps,
+    weight_matrix,
+)
+
+MAX_COLUMNS = 8192
+"""Above this many columns a layer is described by its channels' contributions instead of its patches."""
+ROWS_PER_COLUMN = 16
+LEAST_ROWS = 32768
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """Second moments of what a consumer layer multiplies with its weights.
+
+    Attributes
+    ----------
+    form
+        ``patches``: columns are (channel, kernel position) of the input patches, and the layer is
+        exactly ``rows @ weight``. ``pixels``: columns are input channels (transposed or unusual
+        convolutions). ``contributions``: columns are the units' shares of the output, which sum to it
+        (layers too wide for patches).
+    covariance
+        ``(groups, columns, columns)`` float64, centred.
+    mean
+        ``(groups, columns)`` float64.
+    weight
+        ``(groups, columns, outputs)`` float64: rows times weight is what the layer gives, bias apart.
+    column_units
+        ``(groups, columns)`` int64: the unit each column belongs to, -1 for what stays.
+    rows
+        Number of rows accumulated.
+    """
+
+    form: str
+    covariance: Tensor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    weight: Tensor = field(repr=False)
+    column_units: Tensor = field(repr=False)
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What calibration data showed.
+
+    Attributes
+    ----------
+    moments
+        Consumer layer -> second moments of its inputs.
+    samples
+        Consumer layer -> ``(n, C_in)`` spatial means of its inputs and ``(n, C_out)`` of its outputs,
+        paired row by row, one row an image (MINT, section III-A).
+    images
+        Number of images seen.
+    seed
+        Seed of the positions drawn.
+    """
+
+    moments: Mapping[str, LayerMoments]
+    samples: Mapping[str, tuple[Tensor, Tensor]]
+    images: int
+    seed: int
+
+
+class MomentSum:
+    """Running sums of rows and their products, in float64 and shifted, so that nothing cancels."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._shift: Tensor | None = None
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add ``(groups, n, columns)`` rows."""
+        rows = rows.double()
+        if self._shift is None:
+            self._shift = rows.mean(1, keepdim=True)
+            size = rows.shape[2]
+            self._first = rows.new_zeros(rows.shape[0], 1, size)
+            self._second = rows.new_zeros(rows.shape[0], size, size)
+        assert self._first is not None and self._second is not None
+        rows = rows - self._shift
+        self._first += rows.sum(1, keepdim=True)
+        self._second.baddbmm_(rows.transpose(1, 2), rows)
+        self.rows += rows.shape[1]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
+        assert self._first is not None and self._second is not None and self._shift is not None
+        mean = self._first / self.rows
+        covariance = self._second / self.rows - mean.transpose(1, 2) @ mean
+        return (mean + self._shift).squeeze(1), covariance
+
+
+def model_inputs(batch: Any) -> tuple[Any, ...]:
+    """Positional inputs of a batch: a tensor, or the first of (inputs, labels)."""
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return tuple(first) if isinstance(first, (tuple, list)) else (first,)
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch, moved to where the model is."""
+    device = device_of(model)
+    return model(*(x.to(device) if isinstance(x, Tensor) else x for x in model_inputs(batch)))
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, inputs, output: see(name, inputs[0], output)
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rows_wanted(columns: int, images: int) -> int:
+    """Positions per image so that a layer's rows suffice for its columns, and no more."""
+    return -(-max(LEAST_ROWS, ROWS_PER_COLUMN * columns) // max(images, 1))
+
+
+def calibrate(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Iterable[Any],
+    *,
+    seed: int = 0,
+    moments: bool = True,
+    samples: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run the calibration batches once and keep what every consumer of a prunable group saw.
+
+    Parameters
+    ----------
+    model
+        The trained network; run in eval mode, without gradients, and left as it was.
+    groups
+        From :func:`find_groups`; only consumers of prunable groups are watched.
+    batches
+        Input tensors, or (inputs, labels) pairs, whose labels are not looked at.
+    seed
+        Draws the pixels that are kept where an image has more than are needed.
+    moments, samples
+        What to collect.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    MintError
+        No batches, or activations that are not finite.
+    """
+    batches = list(batches)
+    images = sum(int(model_inputs(b)[0].shape[0]) for b in batches)
+    if not images:
+        raise MintError("Calibration needs at least one batch of images; none was given.")
+    modules = dict(model.named_modules())
+    units = consumer_units(groups)
+    watchers = {
+        name: _Watcher(modules[name], unit, images, seed, moments, samples) for name, unit in units.items()
+    }
+    hooks = watching({n: modules[n] for n in units}, lambda n, x, y: watchers[n].see(x, y))
+    with hooks, evaluating(model), torch.no_grad():
+        for done, batch in enumerate(batches):
+            forward(model, batch)
+            if progress:
+                progress("calibrate", done + 1, len(batches))
+    seen = {name: w for name, w in watchers.items() if w.calls}
+    for name, watcher in seen.items():
+        if not watcher.finite:
+            raise MintError(f"Layer {name} gives values that are not finite. Check the calibration images.")
+    return Calibration(
+        {n: w.moments() for n, w in seen.items()} if moments else {},
+        {n: w.samples() for n, w in seen.items()} if samples else {},
+        images,
+        seed,
+    )
+
+
+class _Watcher:
+    """Accumulates one consumer layer."""
+
+    def __init__(self, layer: nn.Module, units: Tensor, images: int, seed: int, moments: bool, samples: bool):
+        self.layer, self.units, self.images = layer, units, images
+        self.generator = torch.Generator().manual_seed(seed)
+        self.collect_moments, self.collect_samples = moments, samples
+        self.form = ""
+        self.calls = 0
+        self.finite = True
+        self.sum = MomentSum()
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def see(self, inputs: Tensor, output: Tensor) -> None:
+        self.calls += 1
+        self.finite = self.finite and bool(output.isfinite().all())
+        if self.collect_samples:
+            self.pairs.append((_spatial_mean(self.layer, inputs), _spatial_mean(self.layer, output)))
+        if self.collect_moments:
+            self.form = self.form or self._choose_form(inputs, output)
+            for rows in self._rows(inputs, output):
+                self.sum.add(rows)
+
+    def _choose_form(self, inputs: Tensor, output: Tensor) -> str:
+        if not is_plain(self.layer, inputs, output):
+            return "pixels"
+        columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
+        return "patches" if columns <= MAX_COLUMNS else "contributions"
+
+    def _rows(self, inputs: Tensor, output: Tensor) -> Iterator[Tensor]:
+        if self.form == "pixels":
+            yield self._pixel_rows(inputs)
+            return
+        columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
+        if self.form == "contributions":
+            columns = 1  # every output row is a row of its own: few positions are plenty
+        count = output_positions(self.layer, output)
+        positions = sample_positions(count, rows_wanted(columns, self.images), self.generator)
+        rows = input_rows(self.layer, inputs, output, positions)
+        if self.form == "patches":
+            yield rows
+            return
+        for few in rows.split(8, dim=1):  # a row becomes outputs x units numbers
+            yield contribution_rows(self.layer, few, self.units)
+
+    def _pixel_rows(self, inputs: Tensor) -> Tensor:
+        groups = channel_groups(self.layer)
+        pixels = inputs.flatten(2) if inputs.ndim > 2 else inputs[:, :, None]
+        positions = sample_positions(
+            pixels.shape[2], rows_wanted(pixels.shape[1] // groups, self.images), self.generator
+        ).to(inputs.device)
+        picked = pixels.index_select(2, positions).reshape(inputs.shape[0], groups, -1, len(positions))
+        return picked.permute(1, 0, 3, 2).reshape(groups, -1, picked.shape[2])
+
+    def moments(self) -> LayerMoments:
+        mean, covariance = self.sum.result()
+        groups = channel_groups(self.layer)
+        weight, units = weight_matrix(self.layer), self.units.reshape(groups, -1)
+        if self.form == "contributions":
+            units = contribution_units(self.units)[None]
+            weight = torch.ones(1, units.shape[1], 1)
+        elif self.form == "patches":
+            units = units.repeat_interleave(taps(self.layer), dim=1)
+        elif not getattr(self.layer, "transposed", False):
+            # every kernel position is an output of its own: correlations between pixels are left out
+            weight = weight.reshape(groups, units.shape[1], -1)
+        return LayerMoments(
+            self.form, covariance, mean, weight.to(covariance), units.to(covariance.device), self.sum.rows
+        )
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([x for x, _ in self.pairs]), torch.cat([y for _, y in self.pairs])
+
+
+def contribution_units(units: Tensor) -> Tensor:
+    """The unit of each column of :func:`contribution_rows`: ascending, then -1 where channels stay."""
+    present = units.unique(sorted=True)
+    return torch.cat([present[present >= 0], present[present < 0]])
+
+
+def contribution_rows(layer: nn.Module, rows: Tensor, units: Tensor) -> Tensor:
+    """Every unit's share of every output: ``(1, n * outputs, columns)``; the columns sum to the output.
+
+    Parameters
+    ----------
+    rows
+        ``(1, n, columns)`` from :func:`input_rows`.
+    units
+        ``(C_in,)`` unit of each input channel; -1 for channels that stay, which share one column.
+    """
+    matrix = weight_matrix(layer).to(rows.dtype)[0]
+    owner = units.to(rows.device).repeat_interleave(taps(layer))
+    columns = contribution_units(units).tolist()
+    shares = rows.new_empty(rows.shape[1], matrix.shape[1], len(columns))
+    for column, unit in enumerate(columns):
+        mine = (owner == unit).nonzero()[:, 0]
+        shares[:, :, column] = rows[0][:, mine] @ matrix[mine]
+    return shares.reshape(1, -1, len(columns))
+
+
+def _spatial_mean(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """One value a channel and image: the mean over space, or over tokens for a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).mean(1)
+    return tensor.flatten(2).mean(2)

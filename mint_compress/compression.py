@@ -1,0 +1,440 @@
+"""compress(): the stages in their order, from a trained network to a checked, measured file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.benchmarking import benchmark
+from mint_compress.calibration import calibrate
+from mint_compress.checkpoints import builder_of, input_shape_of, save
+from mint_compress.compensation import compensate_
+from mint_compress.counting import Progress, evaluating, layer_macs, parameters
+from mint_compress.data import Data, load_data, synthetic_images
+from mint_compress.devices import resolve_device
+from mint_compress.errors import MintError
+from mint_compress.evaluation import accuracy, chance_warning
+from mint_compress.exporting import export, find_exporter
+from mint_compress.finetuning import finetune
+from mint_compress.groups import ChannelGroup, find_groups
+from mint_compress.models import load_model
+from mint_compress.options import Outputs, check_options, outputs
+from mint_compress.planning import Budget, PruningPlan
+from mint_compress.planning import plan as make_plan
+from mint_compress.pruning import prune_
+from mint_compress.reporting import Report
+from mint_compress.scoring import score, uses_samples
+from mint_compress.verification import layer_counts, verify
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_IMAGES = 1024
+SAMPLES_PER_CLASS = 250
+BATCH = 64
+ACTIVATIONS = 4 * 2**30
+"""Bytes that calibration may keep alive; larger networks get fewer images by default."""
+PARITY_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The options that more than one stage looks at."""
+
+    device: torch.device
+    seed: int
+    estimator: str
+    calibration_images: int | None
+    samples_per_class: int | None
+    progress: Progress | None
+
+
+def compress(
+    model: nn.Module | str | os.PathLike[str],
+    data: Data | str | None = None,
+    *,
+    ratio: float | None = None,
+    output: str | os.PathLike[str] | None = None,
+    plan: PruningPlan | str | os.PathLike[str] | None = None,
+    arch: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    ignore: Sequence[str] = (),
+    estimator: str = "gaussian",
+    calibration_images: int | None = None,
+    samples_per_class: int | None = None,
+    groups: int = 0,
+    upper_limit: float = 0.95,
+    round_to: int = 8,
+    cost: str = "both",
+    compensate: bool = True,
+    distill: bool = True,
+    epochs: int = 5,
+    lr: float = 0.05,
+    batch_size: int = 128,
+    device: str = "auto",
+    provider: str = "auto",
+    threads: int = 1,
+    bench_batch: int = 1,
+    bench_seconds: float = 10.0,
+    seed: int = 0,
+    dry_run: bool = False,
+    force: bool = False,
+    trust: Sequence[str] = (),
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Report]:
+    """Make a smaller network: score, plan, remove, repair, fine-tune, export, check, measure.
+
+    Parameters
+    ----------
+    model
+        A module, which is copied, or the path of a checkpoint.
+    data
+        A data spec, :class:`Data`, or None: then synthetic images, no fine-tuning and no accuracy.
+    ratio
+        Share of the parameters that goes, 0 < ratio < 1. Not needed with a ``plan``.
+    output
+        Where to export to, for example ``small.onnx``; beside it a .safetensors and a .json are
+        written. None: nothing is written, exported or timed.
+    plan
+        A plan, or the path of one, to apply instead of scoring.
+    arch, input_shape, trust
+        See :func:`load_model`; the shape is without the batch.
+    mean, std
+        Normalisation, per channel.
+    ignore
+        Patterns of layers whose output channels stay.
+    estimator, calibration_images, samples_per_class
+        How to score; the images feed the repair as well.
+    groups, upper_limit, round_to, cost
+        See :class:`Budget`; ``groups`` is its ``blocks``.
+    compensate, distill, epochs, lr, batch_size
+        Repair and fine-tuning.
+    device, provider, threads, bench_batch, bench_seconds
+        Where to compute, and how to time.
+    dry_run
+        Stop after the plan; with an ``output`` it is written to OUT.plan.json.
+    force
+        Replace files that exist.
+    command
+        The command line, for the record.
+    progress
+        Called as (stage, done, total).
+
+    Returns
+    -------
+    module, report
+        The compressed network on the CPU in eval mode, and what was found out about it.
+
+    Raises
+    ------
+    MintError
+        Bad input.
+    CheckFailed
+        A claim did not hold: counts, parity. No file is written then.
+    """
+    check_options(
+        model=model, data=data, ratio=ratio, output=None if output is None else Path(output), plan=plan,
+        input_shape=input_shape, mean=mean, std=std, estimator=estimator,
+        calibration_images=calibration_images, samples_per_class=samples_per_class, groups=groups,
+        upper_limit=upper_limit, round_to=round_to, cost=cost, epochs=epochs, lr=lr,
+        batch_size=batch_size, device=device, provider=provider, threads=threads,
+        bench_batch=bench_batch, bench_seconds=bench_seconds, seed=seed, dry_run=dry_run, force=force,
+    )  # fmt: skip
+    target = None if output is None else outputs(Path(output))
+    if target is not None:
+        find_exporter(target.export)
+    where = resolve_device(device)
+    original, notes = _open_model(model, arch, trust)
+    data, shape = _open_data(original, data, input_shape, mean, std, seed)
+    notes += (
+        (data.description,) if data else (f"no data: {'x'.join(map(str, shape))} noise images, no accuracy",)
+    )
+    example = torch.zeros(1, *shape)
+    found = find_groups(original, example, ignore=ignore)
+    settings = _Settings(where, seed, estimator, calibration_images, samples_per_class, progress)
+    report = Report(
+        model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
+        seed=seed, command=command, versions=_versions(),
+    )  # fmt: skip
+    original.to(where)
+    images, drawn = _draw(original, data, shape, settings, _wanted(settings))
+    notes += drawn
+    if plan is None:
+        assert ratio is not None
+        if groups and round_to > 1:
+            notes += (f"--groups {groups} keeps blocks whole: widths are not rounded",)
+        budget = Budget(ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups)  # type: ignore[arg-type]
+        plan, drawn = _plan(original, found, images, data, shape, settings, budget)
+        notes += drawn
+    elif not isinstance(plan, PruningPlan):
+        plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
+    pruned = prune_(copy.deepcopy(original), plan)
+    report = replace(report, **_counted(original, pruned, plan, found, example.to(where)), notes=notes)
+    if dry_run:
+        return pruned.cpu().eval(), _write_plan(report, plan, target)
+
+    scores = {"original": _accuracy(original, data, settings), "pruned": _accuracy(pruned, data, settings)}
+    if data is not None and (warning := chance_warning(scores["original"] or 0.0, data.classes)):
+        notes += (warning,)
+    if compensate:
+        repairs = compensate_(pruned, original, plan, images.split(BATCH), seed=seed, progress=progress)
+        log.info("repaired %d layers", len(repairs))
+        scores["repaired"] = _accuracy(pruned, data, settings)
+    if data is not None and epochs:
+        finetune(
+            pruned, data.augmented, teacher=original if distill else None, epochs=epochs, lr=lr,
+            batch_size=batch_size, device=where, seed=seed, progress=progress,
+        )  # fmt: skip
+        scores["finetuned"] = _accuracy(pruned, data, settings)
+    report = replace(report, accuracy=scores, notes=notes)
+    original, pruned = original.cpu().eval(), pruned.cpu().eval()
+    if target is not None:
+        inputs = images.cpu()
+        with _staging(target) as stage:
+            report = _ship(
+                report, original, pruned, plan, inputs, stage, target, provider=provider,
+                threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
+            )  # fmt: skip
+    return pruned, report
+
+
+def _open_model(
+    model: nn.Module | str | os.PathLike[str], arch: str | None, trust: Sequence[str]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model).cpu().eval(), ()
+    loaded = load_model(model, arch=arch, trust=trust)
+    return loaded.module, loaded.notes
+
+
+def _open_data(
+    model: nn.Module,
+    data: Data | str | None,
+    input_shape: Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int,
+) -> tuple[Data | None, tuple[int, ...]]:
+    shape = input_shape if input_shape is not None else input_shape_of(model)
+    if isinstance(data, str):
+        data = load_data(data, mean=mean, std=std, input_shape=shape, seed=seed)
+    if data is not None:
+        return data, tuple(data.input_shape)
+    if shape is None:
+        raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")
+    return None, tuple(shape)
+
+
+def _wanted(settings: _Settings) -> tuple[int, bool]:
+    """Images for the repair (and the gaussian scores), and whether the user asked for that number."""
+    return settings.calibration_images or CALIBRATION_IMAGES, settings.calibration_images is not None
+
+
+def _draw(
+    model: nn.Module, data: Data | None, shape: tuple[int, ...], settings: _Settings, wanted: tuple[int, bool]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Calibration images on the device: class-balanced from the training split, or synthetic."""
+    count, asked = wanted
+    if not asked:
+        count = min(count, max(8, ACTIVATIONS // _activation_bytes(model, shape, settings.device)))
+    if data is None:
+        images = synthetic_images(count, shape, seed=settings.seed)
+    else:
+        images, _ = data.calibration(count, seed=settings.seed)
+        if asked and len(images) < count:
+            raise MintError(
+                f"{count} calibration images were asked for, but the training split has {len(images)}. "
+                "Ask for fewer."
+            )
+    return images.to(settings.device), (f"calibration images: {len(images)}",)
+
+
+def _activation_bytes(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+    """Roughly what one image keeps alive in two halted networks: three of the largest maps each."""
+    largest = 1
+
+    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel())
+
+    handles = [m.register_forward_hook(see) for m in model.modules()]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, *shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 2 * 3 * 4 * largest
+
+
+def _plan(
+    model: nn.Module,
+    found: Sequence[ChannelGroup],
+    images: Tensor,
+    data: Data | None,
+    shape: tuple[int, ...],
+    settings: _Settings,
+    budget: Budget,
+) -> tuple[PruningPlan, tuple[str, ...]]:
+    samples = uses_samples(settings.estimator)
+    notes: tuple[str, ...] = ()
+    if samples:
+        each = settings.samples_per_class or SAMPLES_PER_CLASS
+        wanted = each * (data.classes if data else 10), settings.samples_per_class is not None
+        images, drawn = _draw(model, data, shape, settings, wanted)
+        notes = tuple(f"for {settings.estimator}, {note}" for note in drawn)
+    calibration = calibrate(
+        model, found, images.split(BATCH), seed=settings.seed,
+        moments=not samples, samples=samples, progress=settings.progress,
+    )  # fmt: skip
+    scores = score(
+        found, calibration, estimator=settings.estimator, blocks=budget.blocks,
+        seed=settings.seed, progress=settings.progress,
+    )  # fmt: skip
+    return make_plan(found, scores, budget), notes
+
+
+def _counted(
+    original: nn.Module, pruned: nn.Module, plan: PruningPlan, found: Sequence[ChannelGroup], example: Tensor
+) -> dict[str, Any]:
+    """What the report says about sizes, counted from the two networks themselves."""
+    before, after = parameters(original), parameters(pruned)
+    macs = [sum(layer_macs(m, (example,)).values()) for m in (original, pruned)]
+    whole = {cut.group for cut in plan.groups if not cut.removed}
+    spared = "kept whole: its channels score above the threshold"
+    alone = [(g.name, g.reason or "") for g in found if not g.prunable]
+    alone += [(g.name, spared) for g in found if g.prunable and g.name in whole]
+    return {
+        "ratio": {"asked": plan.asked, "removed": 1 - after / before},
+        "parameters": {"before": before, "after": after},
+        "macs": {"before": macs[0], "after": macs[1]},
+        "macs_ratio": macs[0] / macs[1] if macs[1] else None,
+        "layers": [
+            {"pair": row.pair, "before": row.before, "after": row.after}
+            for row in layer_counts(original, pruned, (example,))
+        ],
+        "left_alone": [{"group": name, "reason": reason} for name, reason in alone],
+        "plan": plan.to_dict(),
+    }
+
+
+def _accuracy(model: nn.Module, data: Data | None, settings: _Settings) -> float | None:
+    if data is None:
+        return None
+    return accuracy(model, data.test, device=settings.device, progress=settings.progress)
+
+
+def _ship(
+    report: Report,
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    images: Tensor,
+    stage: Outputs,
+    target: Outputs,
+    *,
+    provider: str,
+    threads: int,
+    batch: int,
+    seconds: float,
+    progress: Progress | None,
+) -> Report:
+    """Write, check and time everything under temporary names; rename it only when all of it held."""
+    tell = progress or (lambda *_: None)
+    save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
+    example = (images[:2],)
+    tell("export", 0, 2)
+    exported = export(pruned, example, stage.export, metadata={"mint_compress": version("mint-compress")})
+    tell("export", 1, 2)
+    reference = export(original, example, stage.export.with_name("original" + stage.export.suffix))
+    tell("export", 2, 2)
+    weighted = {n for n, _ in pruned.named_modules()}
+    receipt, parity = verify(
+        original, pruned, exported, images[:PARITY_IMAGES],
+        predicted={n: after for n, (_, after) in plan.layers.items() if n in weighted},
+        tensors_path=stage.tensors, device=provider, threads=threads, progress=progress,
+    )  # fmt: skip
+    exporter = find_exporter(stage.export)
+    sessions = [exporter.open(r.path, device=provider, threads=threads) for r in (reference, exported)]
+    inputs = images[torch.arange(batch) % len(images)].numpy()
+    times = benchmark(sessions[0], sessions[1], (inputs,), seconds=seconds, progress=progress)
+    report = replace(
+        report,
+        receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},
+        parity={"max_abs": parity.max_abs, "max_rel": parity.max_rel, "top1": parity.top1},
+        latency_ms={side: vars(getattr(times, side)) for side in ("original", "pruned")},
+        speedup=times.speedup,
+        provider=times.provider,
+        notes=(*report.notes, *exported.notes),
+    )
+    moves = [(f, target.export.with_name(f.name)) for f in exported.files]
+    moves.append((stage.tensors, target.tensors))
+    hashes = {str(final): _sha256(made) for made, final in moves}
+    if report.model and Path(report.model).is_file():
+        hashes = {report.model: _sha256(Path(report.model)), **hashes}
+    report = replace(report, sha256=hashes)
+    stage.report.write_text(report.to_json() + "\n", encoding="utf-8")
+    for made, final in [*moves, (stage.report, target.report)]:
+        os.replace(made, final)
+    return report
+
+
+def _write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Report:
+    if target is None:
+        return report
+    with _staging(target) as stage:
+        stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
+        digest = _sha256(stage.plan)
+        os.replace(stage.plan, target.plan)
+    return replace(report, sha256={str(target.plan): digest})
+
+
+@contextmanager
+def _staging(target: Outputs) -> Iterator[Outputs]:
+    """A hidden folder beside the output, gone at the end whatever happens."""
+    folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
+    try:
+        yield outputs(Path(folder) / target.export.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    names = (
+        "mint-compress",
+        "torch",
+        "torchvision",
+        "torch-pruning",
+        "onnx",
+        "onnxruntime-gpu",
+        "onnxruntime",
+    )
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

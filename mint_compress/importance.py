@@ -1,0 +1,102 @@
+"""The scores as an importance for people who drive Torch-Pruning themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mint_compress.calibration import calibrate, model_inputs
+from mint_compress.counting import Progress
+from mint_compress.errors import MintError
+from mint_compress.groups import ChannelGroup, find_groups
+from mint_compress.scoring import ChannelScores, score, uses_samples
+
+
+class MutualInformationImportance:
+    """Conditional mutual information as a Torch-Pruning importance.
+
+    Scores are computed once, when the object is made, for the network as it is then; make a new one
+    after pruning. Groups whose channel map fails the permutation check get no score, so that
+    Torch-Pruning passes them over.
+
+    Parameters
+    ----------
+    model
+        The network that the pruner will prune.
+    batches
+        Calibration inputs, or (inputs, labels) pairs; labels are not looked at.
+    estimator
+        As in :func:`mint_compress.score`.
+    seed
+        Draws pixels, and whatever the estimator draws.
+
+    Examples
+    --------
+    >>> importance = MutualInformationImportance(model, loader)  # doctest: +SKIP
+    >>> pruner = tp.pruner.BasePruner(model, x, importance, pruning_ratio=0.5)  # doctest: +SKIP
+    >>> pruner.step()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        estimator: str = "gaussian",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        batches = list(batches)
+        if not batches:
+            raise MintError("The importance needs at least one batch of images; none was given.")
+        example = tuple(x[:1] for x in model_inputs(batches[0]))
+        self.groups: list[ChannelGroup] = find_groups(model, example)
+        samples = uses_samples(estimator)
+        calibration = calibrate(
+            model, self.groups, batches, seed=seed, moments=not samples, samples=samples, progress=progress
+        )
+        self.scores: ChannelScores = score(
+            self.groups, calibration, estimator=estimator, seed=seed, progress=progress
+        )
+        self._producers = _producers(model, self.groups)
+
+    def __call__(self, group: Any) -> Tensor | None:
+        """Score each index of a Torch-Pruning group; None for a group that must not be pruned.
+
+        Parameters
+        ----------
+        group
+            A ``torch_pruning`` group, full or partial.
+
+        Returns
+        -------
+        Tensor or None
+            ``(len(group[0].idxs),)`` nats, in the order of the group's own indices.
+        """
+        root = group[0]
+        found = self._producers.get(root.dep.target.module)
+        if found is None:
+            return None
+        chosen, position = found
+        nats = self.scores.nats[chosen.name]
+        at = torch.from_numpy(position[np.asarray(root.idxs, dtype=np.int64)])
+        return nats[at].float()
+
+
+def _producers(
+    model: nn.Module, groups: list[ChannelGroup]
+) -> dict[nn.Module, tuple[ChannelGroup, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """Module -> its group and the position of each of its output channels."""
+    modules = dict(model.named_modules())
+    found = {}
+    for group in groups:
+        for member in group.members if group.prunable else ():
+            if member.side != "in" and member.kind != "parameter":
+                position = np.zeros(member.total, dtype=np.int64)
+                position[member.channels] = member.positions
+                found[modules[member.layer]] = (group, position)
+    return found

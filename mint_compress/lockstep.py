@@ -1,0 +1,117 @@
+"""Forward passes that run side by side and halt together at chosen layers.
+
+Repairing a network layer after layer needs, at every layer, what the layers before it give *after*
+their repair. Starting every forward pass anew for each layer costs time quadratic in depth. Here
+each batch has a thread of its own that halts at the layer, keeps its activations, and goes on once
+the layer has been repaired. One thread runs at a time, in a fixed order, so results do not depend
+on scheduling, and any ``forward`` written in Python will do: nothing is traced.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.calibration import forward
+
+
+class _Abandoned(BaseException):
+    """Ends a thread whose pass is no longer wanted."""
+
+
+class Pass:
+    """One forward pass that halts at layers.
+
+    Attributes
+    ----------
+    at
+        Name of the layer it has halted at, None once the pass has ended.
+    inputs, output
+        What that layer was given, and gave (``output`` only when halting after the layer).
+    """
+
+    def __init__(self, model: nn.Module, batch: Any) -> None:
+        self.at: str | None = None
+        self.inputs: Tensor | None = None
+        self.output: Tensor | None = None
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, args=(model, batch), daemon=True)
+        self._thread.start()
+
+    def _run(self, model: nn.Module, batch: Any) -> None:
+        _own.current = self
+        self._go.acquire()
+        try:
+            if not self._abandoned:
+                with torch.no_grad():  # grad mode belongs to the thread
+                    forward(model, batch)
+        except _Abandoned:
+            pass
+        except BaseException as error:  # handed on to whoever advances the pass
+            self._error = error
+        self.at = self.inputs = self.output = None
+        self._halted.release()
+
+    def advance(self) -> str | None:
+        """Run to the next layer and return its name; None at the end."""
+        self._go.release()
+        self._halted.acquire()
+        if self._error is not None:
+            raise self._error
+        return self.at
+
+    def halt(self, name: str, inputs: Tensor, output: Tensor | None) -> None:
+        """Called in the pass's own thread by a layer's hook."""
+        self.at, self.inputs, self.output = name, inputs, output
+        self._halted.release()
+        self._go.acquire()
+        if self._abandoned:
+            raise _Abandoned
+
+    def abandon(self) -> None:
+        """End the thread, wherever it is."""
+        self._abandoned = True
+        self._go.release()
+        self._thread.join()
+
+
+_own = threading.local()
+
+
+@contextmanager
+def lockstep(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], *, after: bool
+) -> Iterator[list[Pass]]:
+    """One :class:`Pass` a batch; they halt before, or ``after``, each of the layers.
+
+    Advance every pass in turn. On leaving, hooks are gone and threads have ended.
+    """
+
+    def before_hook(name: str) -> Any:
+        return lambda layer, inputs: _own.current.halt(name, inputs[0], None)
+
+    def after_hook(name: str) -> Any:
+        return lambda layer, inputs, output: _own.current.halt(name, inputs[0], output)
+
+    handles = [
+        layer.register_forward_hook(after_hook(name))
+        if after
+        else layer.register_forward_pre_hook(before_hook(name))
+        for name, layer in layers.items()
+    ]
+    passes: list[Pass] = []
+    try:
+        passes.extend(Pass(model, batch) for batch in batches)
+        yield passes
+    finally:
+        for one in passes:
+            one.abandon()
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,327 @@
+"""From a path to a network that is ready to be pruned: which builder, which weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mint_compress import fingerprints
+from mint_compress.architectures import (
+    SAFE_ARGUMENTS,
+    accepts_classes,
+    build,
+    is_known,
+    outline,
+    permitted,
+    resolve,
+    shapes_of,
+    with_tier,
+)
+from mint_compress.checkpoints import (
+    Builder,
+    Checkpoint,
+    builder_of,
+    input_shape_of,
+    read_checkpoint,
+    remember_builder,
+)
+from mint_compress.errors import MintError
+from mint_compress.fingerprints import TIERS
+from mint_compress.shapes import set_shapes_, set_tensors_
+from mint_compress.unpickling import DAMAGED
+
+__all__ = ["Builder", "LoadedModel", "builder_of", "input_shape_of", "load", "load_model", "remember_builder"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network from a file: on the CPU, in eval mode, in float32.
+
+    ``input_shape`` is without the batch; ``plan`` is the one the file was pruned by, if it was;
+    ``notes`` say in a line each how the file was understood.
+    """
+
+    module: nn.Module
+    builder: Builder | None
+    input_shape: tuple[int, ...] | None
+    plan: dict[str, Any] | None
+    notes: tuple[str, ...]
+
+
+def load_model(
+    path: str | os.PathLike[str], *, arch: str | None = None, trust: Iterable[str] = ()
+) -> LoadedModel:
+    """Read a checkpoint and put its weights into the architecture they belong to.
+
+    Parameters
+    ----------
+    path
+        See :func:`mint_compress.checkpoints.read_checkpoint`.
+    arch
+        A zoo or torchvision builder, ``timm:NAME``, or ``package.module:callable``. Without it the
+        architecture that the file records decides if its keys and shapes agree, else keys and shapes
+        alone, in the order zoo, torchvision, timm; the file's name breaks ties.
+    trust
+        Modules that may be imported because the file names them.
+
+    Returns
+    -------
+    LoadedModel
+        Its module carries its builder and input shape, see :func:`builder_of`.
+
+    Raises
+    ------
+    MintError
+        The file cannot be read, or fits no architecture, or several.
+    """
+    file, trusted = Path(path), tuple(trust)
+    checkpoint = read_checkpoint(file, trust=trusted)
+    plan = None
+    notes = checkpoint.notes
+    if checkpoint.header is not None:
+        maker = None if arch is None else Builder(resolve(arch))
+        module = _rebuilt(checkpoint, file, maker, trusted)
+        builder, shape, plan = builder_of(module), input_shape_of(module), checkpoint.header.get("plan")
+        notes += (f"architecture from the file: {builder.name if builder else 'unnamed'}",)
+    elif checkpoint.module is not None:
+        module = checkpoint.module
+        builder = _recognised(module)
+        shape = fingerprints.input_shape(builder.name) if builder else None
+        notes += (f"the file holds the whole model, a {type(module).__name__}",)
+        if arch is not None:
+            notes += (f"--arch {arch} was not needed",)
+    else:
+        assert checkpoint.tensors is not None
+        module, builder, how = _filled(checkpoint.tensors, checkpoint.arch, arch, file)
+        shape = fingerprints.input_shape(builder.name)
+        notes += (f"architecture {builder.name}, {how}",)
+    remember_builder(module, builder, shape)
+    return LoadedModel(module.eval(), builder, shape, plan, notes)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    builder: Callable[[], nn.Module] | None = None,
+    trust: Iterable[str] = (),
+) -> nn.Module:
+    """Rebuild a module that :func:`mint_compress.checkpoints.save` wrote, pruned or not.
+
+    Parameters
+    ----------
+    path
+        A .safetensors file with this program's header.
+    builder
+        Makes the architecture as it was before it was pruned, for modules that no known builder made.
+    trust
+        Modules that may be imported because the file names a builder in them.
+
+    Returns
+    -------
+    nn.Module
+        On the CPU, in eval mode; its parameters are new and require gradients: call ``train()`` and
+        make the optimizer.
+
+    Raises
+    ------
+    MintError
+        The file cannot be read or was not written by ``save``, or its builder is unknown.
+    """
+    file = Path(path)
+    checkpoint = read_checkpoint(file, trust=trust)
+    if checkpoint.header is None:
+        raise MintError(f"{file} was not written by mint_compress.save. Read it with load_model(path).")
+    return _rebuilt(checkpoint, file, builder, tuple(trust)).eval()
+
+
+def _rebuilt(
+    checkpoint: Checkpoint,
+    path: Path,
+    maker: Builder | Callable[[], nn.Module] | None,
+    trust: tuple[str, ...],
+) -> nn.Module:
+    header = checkpoint.header or {}
+    saved = _saved_builder(header, path)
+    if maker is None:
+        maker = _usable(saved, path, trust)
+    module = build(maker) if isinstance(maker, Builder) else maker()
+    try:
+        set_shapes_(module, header["shapes"])
+        set_tensors_(module, checkpoint.tensors or {}, header.get("ties") or {})
+        shape = header.get("input_shape")
+        if shape is not None and not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"input shape {shape}")
+        remember_builder(module, maker if isinstance(maker, Builder) else saved, shape)
+    except MintError as error:
+        raise MintError(f"{path} does not fit {getattr(maker, 'name', 'the builder')}. {error}") from None
+    except DAMAGED as error:
+        raise MintError(f"{path} has a header that cannot be used: {error}. Save the model again.") from None
+    return module
+
+
+def _saved_builder(header: Mapping[str, Any], path: Path) -> Builder | None:
+    saved = header.get("builder")
+    if saved is None:
+        return None
+    try:
+        return Builder(str(saved["name"]), dict(saved["kwargs"]))
+    except DAMAGED:
+        raise MintError(f"{path} has a header without a valid builder. Save the model again.") from None
+
+
+def _usable(saved: Builder | None, path: Path, trust: tuple[str, ...]) -> Builder:
+    """The builder that a file names, if a file may name it; arguments are limited as well."""
+    if saved is None:
+        raise MintError(
+            f"{path} does not say which builder made it. Give --arch package.module:callable, "
+            "or load(path, builder=callable)."
+        )
+    if saved.name.startswith("timm:") and not is_known(saved.name):
+        raise MintError(f"{path} was made by {saved.name}. Install it: pip install timm")
+    if not permitted(saved.name, trust):
+        module = saved.name.partition(":")[0]
+        raise MintError(
+            f"{path} names the builder {saved.name}, which is not in the zoo, torchvision or timm. "
+            f"Only if you made this file: --trust {module} (it runs that module's code), or give --arch."
+        )
+    refused = sorted(set(saved.kwargs) - set(SAFE_ARGUMENTS))
+    if refused and saved.name.partition(":")[0] in TIERS:
+        raise MintError(
+            f"{path} calls {saved.name} with {refused[0]!r}, which a file may not decide. "
+            "Give load(path, builder=callable) or --arch package.module:callable."
+        )
+    return saved
+
+
+def _filled(
+    tensors: Mapping[str, Tensor], recorded: str | None, arch: str | None, path: Path
+) -> tuple[nn.Module, Builder, str]:
+    """The architecture with these weights in it, and how it was found."""
+    shapes = {k: tuple(t.shape) for k, t in tensors.items()}
+    module = None
+    if arch is not None:
+        name, how = resolve(arch), "as asked"
+        if name.partition(":")[0] in TIERS:
+            builder, difference = _fitted(name, shapes)
+        else:
+            module, builder, difference = _called(name, shapes)
+        if difference:
+            raise MintError(f"{path} does not fit --arch {arch}: {difference}.")
+    else:
+        builder, how = _identified(shapes, recorded, path)
+    module = build(builder) if module is None else module
+    set_tensors_(module, tensors, {})
+    return module, builder, how
+
+
+def _identified(shapes: Shapes, recorded: str | None, path: Path) -> tuple[Builder, str]:
+    named = with_tier(recorded) if recorded else None
+    if named:
+        # what a file says about itself may be wrong, or a name that others use too
+        with suppress(MintError):
+            builder, difference = _fitted(named, shapes)
+            if not difference:
+                return builder, "recorded in the file"
+    fits: dict[str, Builder] = {}
+    for name in fingerprints.candidates(shapes):
+        # later tiers are not looked at, nor imported, when an earlier one fits
+        if fits and fingerprints.tier(name) > max(map(fingerprints.tier, fits)):
+            break
+        if name.startswith("timm:") and not is_known(name):
+            raise MintError(f"{path} has the keys and shapes of {name}, which needs timm: pip install timm")
+        builder, difference = _fitted(name, shapes)
+        if not difference:
+            fits[name] = builder
+    if not fits:
+        raise _fits_nothing(shapes, named, path)
+    chosen = next(iter(fits)) if len(fits) == 1 else fingerprints.mentioned(path.stem, fits)
+    if chosen is None:
+        shown = ", ".join(list(fits)[:6]) + (f" and {len(fits) - 6} more" if len(fits) > 6 else "")
+        raise MintError(f"{path} fits several architectures: {shown}. Choose with --arch.")
+    return fits[chosen], "by its keys and shapes" if len(fits) == 1 else "by its keys, shapes and file name"
+
+
+def _fits_nothing(shapes: Shapes, named: str | None, path: Path) -> MintError:
+    nearest = named or fingerprints.nearest(shapes, path.stem)
+    remedy = "Give --arch package.module:callable for a network of your own."
+    if not is_known(nearest):
+        return MintError(f"{path} fits no builder. The nearest is {nearest} (pip install timm). {remedy}")
+    _, difference = _fitted(nearest, shapes)
+    return MintError(f"{path} fits no builder. The nearest is {nearest}: {difference}. {remedy}")
+
+
+def _fitted(name: str, shapes: Shapes) -> tuple[Builder, str | None]:
+    """A known builder with the arguments that these shapes ask for, and what still differs."""
+    kwargs = _auxiliary(name, shapes)
+    own = outline(name, kwargs)
+    classes = _classes(own, shapes)
+    if classes is not None:
+        kwargs["num_classes"] = classes
+        own = outline(name, kwargs)
+    return Builder(name, kwargs), _difference(own, shapes)
+
+
+def _called(name: str, shapes: Shapes) -> tuple[nn.Module, Builder, str | None]:
+    """The same for a callable of the user's, which is called for real, twice at most."""
+    builder = Builder(name)
+    module = build(builder)
+    classes = _classes(shapes_of(module), shapes)
+    if classes is not None and accepts_classes(name):
+        builder = Builder(name, {"num_classes": classes})
+        module = build(builder)
+    return module, builder, _difference(shapes_of(module), shapes)
+
+
+def _auxiliary(name: str, shapes: Shapes) -> dict[str, Any]:
+    """Whether torchvision is to build its auxiliary heads: as the file has them."""
+    present = any(k.startswith(fingerprints.AUXILIARY) for k in shapes)
+    if name in ("torchvision:googlenet", "torchvision:inception_v3"):
+        return {"aux_logits": present}
+    return (
+        {"aux_loss": True} if present and name.startswith(("torchvision:fcn", "torchvision:deeplab")) else {}
+    )
+
+
+def _classes(own: Shapes, shapes: Shapes) -> int | None:
+    """The number of classes of the file, where its head differs from the builder's default."""
+    # the head comes last in every builder's state_dict
+    changed = [k for k in own if k in shapes and own[k] != shapes[k] and shapes[k]]
+    return shapes[changed[-1]][0] or None if changed else None
+
+
+def _difference(own: Shapes, shapes: Shapes) -> str | None:
+    """The first key, or else shape, in which a file differs from an architecture."""
+    missing = [k for k in own if k not in shapes and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in shapes if k not in own]
+    if missing or unknown:
+        lacks = f"the file lacks its key {missing[0]!r}" if missing else ""
+        has = f"the file has a key {unknown[0]!r} that it does not know" if unknown else ""
+        return " and ".join(filter(None, (lacks, has)))
+    for key, shape in own.items():
+        if key in shapes and shapes[key] != shape:
+            return f"{key!r} is {shapes[key]} in the file and {shape} there"
+    return None
+
+
+def _recognised(module: nn.Module) -> Builder | None:
+    """The known builder that makes just this module, layer for layer, or None."""
+    shapes = shapes_of(module)
+    for name in fingerprints.candidates(shapes):
+        if not is_known(name):
+            continue
+        builder, difference = _fitted(name, shapes)
+        if difference:
+            continue
+        made = build(builder)
+        # same keys and other strides or activations: the printed form shows those
+        if type(made) is type(module) and repr(made) == repr(module):
+            return builder
+    return None

@@ -1,0 +1,194 @@
+"""The rules of the layout, read from the source: who may import whom, who prints, what stays light."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import mint_compress
+
+PACKAGE = Path(next(iter(mint_compress.__path__)))
+EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
+
+# Data goes from top to bottom: a file imports only what stands before it.
+ORDER = [
+    *("errors", "options", "arguments", "counting", "devices", "zoo"),
+    *("shapes", "unpickling", "checkpoints", "fingerprints", "architectures", "models"),
+    *("datasets", "splitting", "loaders", "arrays", "data"),
+    *("groups", "patches", "calibration", "estimators", "scoring", "planning"),
+    *("pruning", "lockstep", "compensation", "evaluation", "finetuning"),
+    *("exporting", "parity", "verification", "benchmarking", "reporting"),
+    *("importance", "compression", "cli"),
+]
+
+FILES = sorted([*PACKAGE.rglob("*.py"), *EXPORTERS.rglob("*.py")])
+HEAVY = {"torchvision", "timm", "accelerate", "sklearn", "onnx", "onnxscript", "onnxruntime", "safetensors"}
+
+
+class Import(NamedTuple):
+    module: str
+    names: tuple[str, ...]
+    at_top: bool
+    """Whether it runs when the file itself is imported."""
+    for_types: bool
+
+
+@cache
+def imports(path: Path) -> list[Import]:
+    return list(_walk(ast.parse(path.read_text()), at_top=True, for_types=False))
+
+
+def _walk(node: ast.AST, *, at_top: bool, for_types: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, (), at_top, for_types)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            yield Import(child.module or "", tuple(a.name for a in child.names), at_top, for_types)
+        else:
+            deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from _walk(child, at_top=at_top and not deferred, for_types=for_types or typing_only)
+
+
+def part(module: str) -> str:
+    """``mint_compress.estimators.gmi`` -> ``estimators``; files of the package likewise."""
+    return module.split(".")[1]
+
+
+def name(path: Path) -> str:
+    if path.is_relative_to(PACKAGE):
+        return ".".join(["mint_compress", *path.relative_to(PACKAGE).with_suffix("").parts])
+    return ".".join(["mint_exporters", *path.relative_to(EXPORTERS).with_suffix("").parts])
+
+
+def internal(path: Path) -> set[str]:
+    """The parts of this package that a file imports, ``from mint_compress import x`` included."""
+    found = set()
+    for one in imports(path):
+        if one.module.startswith("mint_compress."):
+            found.add(part(one.module))
+        elif one.module == "mint_compress":
+            found.update(set(one.names) & set(ORDER))
+    return found
+
+
+def importers(package: str) -> set[str]:
+    return {name(path) for path in FILES for one in imports(path) if one.module.split(".")[0] == package}
+
+
+CORE = [path for path in FILES if path.is_relative_to(PACKAGE) and path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", CORE, ids=name)
+def test_a_file_imports_only_what_stands_before_it(path: Path) -> None:
+    own = part(name(path))
+    assert own in ORDER, f"give {own} its place in the order"
+    # inside estimators/, the files may use one another
+    allowed = set(ORDER[: ORDER.index(own)]) | ({own} if own == "estimators" else set())
+    assert internal(path) <= allowed
+
+
+def test_every_place_in_the_order_is_a_file() -> None:
+    assert set(ORDER) == {part(name(path)) for path in CORE}
+
+
+def test_only_three_files_know_torch_pruning() -> None:
+    assert importers("torch_pruning") == {
+        f"mint_compress.{one}" for one in ("groups", "importance", "pruning")
+    }
+
+
+def test_only_finetuning_knows_accelerate() -> None:
+    assert importers("accelerate") == {"mint_compress.finetuning"}
+
+
+def test_the_core_never_imports_an_exporter_by_name() -> None:
+    assert not [one for one in importers("mint_exporters") if one.startswith("mint_compress")]
+    assert not [one for one in importers("onnxruntime") if one.startswith("mint_compress")]
+
+
+def test_estimators_know_no_network() -> None:
+    for path in (PACKAGE / "estimators").glob("*.py"):
+        assert internal(path) <= {"errors", "counting", "estimators"}, path.name
+        assert "torch.nn" not in _modules(path), path.name
+
+
+def test_planning_knows_no_module() -> None:
+    assert "torch.nn" not in _modules(PACKAGE / "planning.py")
+
+
+def _modules(path: Path) -> set[str]:
+    found = set()
+    for one in imports(path):
+        found |= {one.module, *(f"{one.module}.{each}" for each in one.names)}
+    return found
+
+
+def test_importance_is_a_leaf() -> None:
+    assert not [path.name for path in CORE if "importance" in internal(path)]
+
+
+def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
+    top = {
+        (name(path), one.module)
+        for path in FILES
+        for one in imports(path)
+        if one.at_top and not one.for_types
+    }
+    assert not [(where, what) for where, what in top if what.split(".")[0] in HEAVY]
+
+
+def test_what_the_command_needs_to_refuse_bad_input_is_light() -> None:
+    light = {"__init__", "errors", "options", "arguments", "reporting", "cli"}
+    for path in FILES:
+        if path.parent == PACKAGE and path.stem in light:
+            top = {one.module.split(".")[0] for one in imports(path) if one.at_top and not one.for_types}
+            assert not top & {"torch", "numpy", "rich", "torch_pruning"}, path.name
+            before = {
+                part(one.module)
+                for one in imports(path)
+                if one.at_top and not one.for_types
+                if one.module.startswith("mint_compress.")
+            }
+            assert before <= light, path.name
+
+
+def test_only_the_command_writes_to_the_terminal() -> None:
+    for path in FILES:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {ast.unparse(call) for call in calls}
+        if path.name != "cli.py":
+            assert not names & {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, path.name
+        assert "print" not in names, path.name
+    assert importers("click") == {"mint_compress.cli", "mint_compress.arguments"}
+    assert importers("rich") <= {"mint_compress.cli", "mint_compress.reporting"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mint_compress",
+        "import mint_compress.options, mint_compress.errors, mint_compress.reporting",
+        "from mint_compress.cli import main; main(['--help'], standalone_mode=False)",
+        "from mint_compress.cli import main; main(['--version'], standalone_mode=False)",
+    ],
+)
+def test_it_answers_within_a_second_and_without_torch(code: str) -> None:
+    ends = "\nimport sys; assert not {'torch', 'numpy', 'torch_pruning', 'onnx'} & set(sys.modules)"
+    # the best of five: another process may have the machine for a moment
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code + ends], capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        assert done.returncode == 0, done.stderr
+        if seconds < 1.0:
+            return
+    pytest.fail(f"{code!r} took {seconds:.1f} s")

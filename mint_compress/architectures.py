@@ -114,7 +114,8 @@ def resolve(arch: str) -> str:
             return name
     # as --arch wants them: only timm's carry their tier
     spoken = [n if n.startswith("timm:") else n.partition(":")[2] for n in known_builders()]
-    close = difflib.get_close_matches(arch, spoken, n=3) or list(zoo.BUILDERS)
+    close = [n for n in spoken if arch in n][:3] or difflib.get_close_matches(arch, spoken, n=3)
+    close = close or list(zoo.BUILDERS)
     raise MintError(
         f"Unknown architecture {arch!r}. Near it: {', '.join(close)}. Or give any torchvision builder, "
         "timm:NAME or package.module:callable."
@@ -154,7 +155,8 @@ def outline(name: str, kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     builder = Builder(name, kwargs)
     try:
         try:
-            with torch.device("meta"):
+            # also because random numbers on the meta device load a compiler, for seconds
+            with torch.device("meta"), WithoutRandomInit():
                 module = _known(builder)
         except RuntimeError:
             # torchvision's regnets compute with small tensors while they are built

@@ -53,15 +53,16 @@ class Checkpoint:
 
 def remember_builder(module: nn.Module, builder: Builder | None, input_shape: Sequence[int] | None) -> None:
     """Note on ``module`` what made it and what it eats (without the batch); deepcopy keeps the note."""
-    # plain attributes, so past Module.__setattr__, whose annotation allows tensors and modules only
-    vars(module)["mint_builder"] = builder
+    # plain data, so that torch.save(module) stays readable without this package
+    note = None if builder is None else {"name": builder.name, "kwargs": dict(builder.kwargs)}
+    vars(module)["mint_builder"] = note
     vars(module)["mint_input_shape"] = None if input_shape is None else tuple(input_shape)
 
 
 def builder_of(module: nn.Module) -> Builder | None:
     """The builder noted by :func:`remember_builder`, or None."""
-    builder = vars(module).get("mint_builder")
-    return builder if isinstance(builder, Builder) else None
+    note = vars(module).get("mint_builder")
+    return None if note is None else Builder(**note)
 
 
 def input_shape_of(module: nn.Module) -> tuple[int, ...] | None:

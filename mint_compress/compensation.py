@@ -7,17 +7,17 @@ the *original* network's outputs (He et al., "Channel Pruning", ICCV 2017, eq. 4
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mint_compress.calibration import MAX_COLUMNS, MomentSum, forward, model_inputs, rows_wanted
-from mint_compress.counting import WEIGHTED, Progress, evaluating
+from mint_compress.calibration import MAX_COLUMNS, MomentSum, model_inputs, rows_wanted
+from mint_compress.counting import Progress, evaluating
 from mint_compress.errors import MintError
-from mint_compress.lockstep import Pass, lockstep
+from mint_compress.lockstep import Pass, Point, lockstep
 from mint_compress.patches import (
     channel_groups,
     in_channels,
@@ -30,6 +30,7 @@ from mint_compress.patches import (
     weight_matrix,
 )
 from mint_compress.planning import PruningPlan
+from mint_compress.topology import Shortcut, Topology, trace
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def compensate_(
     batches: Iterable[Any],
     *,
     everywhere: bool = True,
+    drift: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Repair]:
@@ -87,6 +89,9 @@ def compensate_(
     everywhere
         Refit every layer from the first pruned one on, not just those that lost inputs: the others
         then undo some of the drift that reaches them.
+    drift
+        Where a shortcut is added to a layer's output, let the layer also make up for what the
+        shortcut has lost on its way.
     seed
         Draws the pixels used.
 
@@ -97,28 +102,42 @@ def compensate_(
     """
     images = torch.cat([model_inputs(b)[0] for b in batches])
     chunks = list(images.split(BATCH))
-    with evaluating(model), evaluating(original):
-        order, norms = _call_order(model, chunks[0][:1])
-        layers = _layers_to_repair(model, original, order, plan, everywhere)
-        removed = {c.layer: set(c.removed) for c in plan.cuts if c.side != "in"}
-        generator = torch.Generator().manual_seed(seed)
-        theirs = dict(original.named_modules())
-        repairs = []
-        with (
-            lockstep(model, layers, chunks, after=False) as ours,
-            lockstep(original, {n: theirs[n] for n in layers}, chunks, after=True) as references,
-        ):
-            for done, (name, layer) in enumerate(layers.items()):
-                reached = {p.advance() for p in (*ours, *references)}
-                if reached != {name}:
-                    raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
-                kept = _kept(theirs[name], removed.get(name, set()))
-                fit = _Fit(layer, len(images), norms.get(name) is not None or layer.bias is not None)
-                _collect(fit, layer, ours, references, kept, generator)
-                repairs.append(fit.apply_(name, norms.get(name)))
-                if progress:
-                    progress("repair", done + 1, len(layers))
+    neighbours = trace(model, chunks[0][:1])
+    layers = _layers_to_repair(model, neighbours, plan, everywhere)
+    ours, theirs = dict(model.named_modules()), dict(original.named_modules())
+    shortcuts = {n: s for n, s in neighbours.shortcuts.items() if n in layers} if drift else {}
+    removed = {c.layer: set(c.removed) for c in plan.cuts if c.side != "in"}
+    generator = torch.Generator().manual_seed(seed)
+    repairs = []
+    with (
+        evaluating(model),
+        evaluating(original),
+        lockstep(model, layers, chunks, after=False, remember=_points(shortcuts, ours)) as passes,
+        lockstep(
+            original,
+            {n: theirs[n] for n in layers},
+            chunks,
+            after=True,
+            remember=_points(shortcuts, theirs),
+        ) as references,
+    ):
+        for done, (name, layer) in enumerate(layers.items()):
+            reached = {p.advance() for p in (*passes, *references)}
+            if reached != {name}:
+                raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
+            norm = ours.get(neighbours.norms.get(name, ""))
+            fit = _Fit(layer, len(images), norm is not None or layer.bias is not None)
+            target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
+            for mine, reference in zip(passes, references, strict=True):
+                fit.add_pass(mine, target.of(name, mine, reference), generator)
+            repairs.append(fit.apply_(name, norm))
+            if progress:
+                progress("repair", done + 1, len(layers))
     return repairs
+
+
+def _points(shortcuts: Mapping[str, Shortcut], modules: Mapping[str, nn.Module]) -> dict[str, Point]:
+    return {n: Point(modules[s.module], s.side) for n, s in shortcuts.items()}
 
 
 def _kept(layer: nn.Module, removed: set[int]) -> Tensor:
@@ -126,68 +145,52 @@ def _kept(layer: nn.Module, removed: set[int]) -> Tensor:
     return torch.tensor([c for c in range(width) if c not in removed])
 
 
-def _call_order(model: nn.Module, image: Tensor) -> tuple[list[str], dict[str, nn.Module]]:
-    """Weighted layers in the order of their calls, and the BatchNorm each feeds directly."""
-    calls: list[str] = []
-    norms: dict[str, nn.Module] = {}
-    made: dict[int, tuple[str, Tensor]] = {}
-    readers: dict[str, int] = {}
-
-    def hook(name: str) -> Any:
-        def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            for given in inputs:
-                if isinstance(given, Tensor) and id(given) in made:
-                    source = made[id(given)][0]
-                    readers[source] = readers.get(source, 0) + 1
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                        norms[source] = module
-            if isinstance(module, WEIGHTED):
-                calls.append(name)
-                made[id(output)] = (name, output)  # holding the tensor keeps its id from being reused
-
-        return see
-
-    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if not any(m.children())]
-    try:
-        with torch.no_grad():
-            forward(model, image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    norms = {
-        n: b for n, b in norms.items() if readers[n] == 1 and b.track_running_stats and calls.count(n) == 1
-    }
-    return calls, norms
-
-
 def _layers_to_repair(
-    model: nn.Module, original: nn.Module, order: Sequence[str], plan: PruningPlan, everywhere: bool
+    model: nn.Module, neighbours: Topology, plan: PruningPlan, everywhere: bool
 ) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules())
+    """Layers that are called once, from the first that lost inputs on, in forward order."""
+    modules, order = dict(model.named_modules()), neighbours.calls
     starved = {c.layer for c in plan.cuts if c.side == "in"}
     first = next((i for i, n in enumerate(order) if n in starved), len(order))
     chosen = [n for n in order[first:] if (everywhere or n in starved) and order.count(n) == 1]
     return {n: modules[n] for n in chosen if not getattr(modules[n], "transposed", False)}
 
 
-def _collect(
-    fit: _Fit,
-    layer: nn.Module,
-    ours: Sequence[Pass],
-    references: Sequence[Pass],
-    kept: Tensor,
-    generator: torch.Generator,
-) -> None:
-    for mine, reference in zip(ours, references, strict=True):
-        inputs, output = mine.inputs, reference.output
-        assert inputs is not None and output is not None
-        dim = 1 if not isinstance(layer, nn.Linear) else -1
-        if len(kept) < output.shape[dim]:
-            output = output.index_select(dim, kept.to(output.device))
-        positions = sample_positions(output_positions(layer, output), fit.positions, generator)
-        x = input_rows(layer, inputs, output, positions)
-        y = output_rows(layer, output, positions)
-        fit.add(x.double(), y.double(), inputs.shape[0])
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """What a layer of the pruned network should give."""
+
+    layer: nn.Module
+    norm: nn.Module | None
+    kept: Tensor
+    drifts: bool
+
+    def of(self, name: str, mine: Pass, reference: Pass) -> Tensor:
+        """The original's output; where a shortcut is added, also what that has lost on its way."""
+        assert reference.output is not None
+        output = self._kept_of(reference.output)
+        if not self.drifts:
+            return output
+        drift = self._kept_of(reference.remembered.pop(name)) - mine.remembered.pop(name)
+        return output + drift * self._scale(drift)
+
+    def _kept_of(self, output: Tensor) -> Tensor:
+        dim = -1 if isinstance(self.layer, nn.Linear) else 1
+        if len(self.kept) == output.shape[dim]:
+            return output
+        return output.index_select(dim, self.kept.to(output.device))
+
+    def _scale(self, drift: Tensor) -> Tensor:
+        """How much the layer must give for the sum behind its BatchNorm to change by one."""
+        if self.norm is None:
+            return drift.new_ones(())
+        norm: Any = self.norm
+        gamma: Tensor | None = norm.weight
+        scale: Tensor = (norm.running_var + norm.eps).sqrt()
+        if gamma is not None:
+            strong = gamma.abs() > 1e-2 * gamma.abs().max()
+            scale = torch.where(strong, scale / gamma, 0.0)  # a channel that is hardly used stays as it is
+        return scale.detach().reshape(-1, *(1,) * (drift.ndim - 2))
 
 
 class _Fit:
@@ -200,9 +203,14 @@ class _Fit:
         self.fitted, self.held = MomentSum(), MomentSum()
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, x: Tensor, y: Tensor, images: int) -> None:
-        """Add ``(groups, n, columns)`` inputs and ``(groups, n, outputs)`` targets of some images."""
-        both = torch.cat([x, y], 2).unflatten(1, (images, -1))
+    def add_pass(self, mine: Pass, target: Tensor, generator: torch.Generator) -> None:
+        """Add the inputs that a pass has brought to the layer, and the outputs it should give."""
+        assert mine.inputs is not None
+        images = mine.inputs.shape[0]
+        positions = sample_positions(output_positions(self.layer, target), self.positions, generator)
+        x = input_rows(self.layer, mine.inputs, target, positions)
+        y = output_rows(self.layer, target, positions)
+        both = torch.cat([x, y], 2).double().unflatten(1, (images, -1))
         held = torch.arange(images, device=x.device) % HELD_OUT == HELD_OUT - 1
         for total, which in ((self.fitted, ~held), (self.held, held)):
             if bool(which.any()):

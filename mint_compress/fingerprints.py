@@ -133,31 +133,33 @@ def generate(names: Iterable[str]) -> dict[str, Any]:
     # the only place that looks forward: architectures reads the table, and builds what it is made from
     from mint_compress.architectures import original_input_shape, outline
 
-    found: dict[str, tuple[dict[str, tuple[int, ...]], set[str], tuple[int, ...]]] = {}
+    found: list[tuple[str, dict[str, tuple[int, ...]], set[str], tuple[int, ...]]] = []
     for name in names:
         try:
             shapes = outline(name, {})
             # 7 classes: no builder's default, so what changes is the head
-            other = outline(name, {"num_classes": 7})
+            classified = outline(name, {"num_classes": 7})
             shape = original_input_shape(name)
         except MintError as error:
             log.warning("left out: %s", error)
             continue
-        if shapes.keys() == other.keys():
-            found[name] = shapes, {k for k in essential(shapes) if shapes[k] != other[k]}, shape
-            log.info("%s: %d tensors", name, len(shapes))
+        head = {k for k in essential(classified) if shapes.get(k) != classified[k]}
+        found.append((name, shapes, head & shapes.keys(), shape))
+        if shapes.keys() != classified.keys():
+            # without a head unless it is asked for
+            found.append((name, classified, head, shape))
+        log.info("%s: %d tensors", name, len(shapes))
     families: dict[str, Any] = {}
-    for name, (shapes, head, _) in found.items():
+    for _, shapes, head, _ in found:
         family = families.setdefault(key_hash(shapes), {"head": set(), "builders": {}})
         family["head"] |= head
         family["sketch"] = base64.b64encode(b"".join(sketch(shapes))).decode()
         family["keys"] = len(essential(shapes))
-        family["builders"][name] = None
+    for name, shapes, _, shape in found:
+        family = families[key_hash(shapes)]
+        family["builders"][name] = [body_hash(shapes, family["head"]), shape]
     for family in families.values():
         family["head"] = sorted(family["head"])
-        for name in family["builders"]:
-            shapes, _, shape = found[name]
-            family["builders"][name] = [body_hash(shapes, family["head"]), shape]
     versions = {p: metadata.version(p) for p in ("torch", "torchvision", "timm")}
     return {"versions": versions, "families": dict(sorted(families.items()))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from mint_compress.counting import CONVOLUTIONS, WEIGHTED, layer_macs
 from mint_compress.errors import MintError
@@ -202,25 +205,26 @@ def find_groups(
     names.update((p, n) for n, p in reference.named_parameters())
     groups = [_channel_group(graph, raw, names) for raw in graph.get_all_groups()]
     modules = dict(reference.named_modules())
-    check_inputs = _small(reference, inputs64)
+    check_inputs = _small(reference, tuple(_varied(x) for x in inputs64))
+    _level(reference, check_inputs)
     outputs = _outputs(reference, check_inputs)
     generator = torch.Generator().manual_seed(0)
+    tied = _tied(reference)
     found = []
     for group in groups:
-        blocked = sorted(set(group.producers) & ignored)
-        if group.prunable and blocked:
-            group = group.left_alone(f"ignored by the user ({blocked[0]})")
-        if group.prunable and (reason := _fault(reference, group, modules, check_inputs, outputs, generator)):
-            group = group.left_alone(reason)
-        found.append(group)
-    found += _untraced(reference, {p for g in found for p in g.producers})
+        reason = group.reason or _ignored(group, ignored) or _shared(group, tied)
+        reason = reason or _fault(reference, group, modules, check_inputs, outputs, generator)
+        found.append(group.left_alone(reason) if reason else group)
+    found = _removable(reference, found, check_inputs)
+    found += _untraced(reference, {m.layer for g in found for m in g.members if m.side != "in"})
     network = _network(model, inputs, found)
     return [replace(group, network=network) for group in found]
 
 
 def _network(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]) -> Network:
     """Count every module that owns parameters; one that several modules share counts at the first."""
-    macs = layer_macs(model, inputs)
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    macs = layer_macs(model, tuple(x.to(where) if isinstance(x, torch.Tensor) else x for x in inputs))
     bare = {m.layer: m for g in groups for m in g.members if m.kind == "parameter"}
     layers: dict[str, LayerShape] = {}
     owned: set[int] = set()
@@ -295,6 +299,34 @@ def _matching(model: nn.Module, patterns: Iterable[str]) -> set[str]:
     return hits
 
 
+def _ignored(group: ChannelGroup, ignored: set[str]) -> str | None:
+    for member in group.members:
+        if member.side != "in" and any(f"{member.layer}.".startswith(f"{name}.") for name in ignored):
+            return f"ignored by the user ({member.layer})"
+    return None
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Module -> another one that holds the same parameter: slicing would make two of it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return {
+        name: other
+        for o in owners.values()
+        for name, other in zip(o, o[1:] + o[:1], strict=True)
+        if name != other
+    }
+
+
+def _shared(group: ChannelGroup, tied: Mapping[str, str]) -> str | None:
+    for member in group.members:
+        if member.layer in tied:
+            return f"{member.layer} shares a parameter with {tied[member.layer]}"
+    return None
+
+
 def _double(model: nn.Module) -> nn.Module:
     """A float64 copy in eval mode in which no layer hides a wrong map behind zeros or frozen weights."""
     twin = copy.deepcopy(model).cpu().double().eval()
@@ -316,6 +348,27 @@ def _to_double(x: Any) -> Any:
     return x.detach().cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
+def _varied(x: Any) -> Any:
+    """Noise in the place of a constant image, on which many channels would look alike."""
+    if isinstance(x, torch.Tensor) and x.is_floating_point() and bool((x == x.flatten()[0]).all()):
+        return torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    return x
+
+
+def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Set BatchNorm to what these inputs show: with untrained statistics signals may fade to nothing."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    try:
+        _outputs(model, inputs)
+    except ValueError:
+        log.debug("one value per channel: the statistics are left as they were")
+    for norm in norms:
+        norm.eval()
+
+
 def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     import torch_pruning as tp
 
@@ -326,9 +379,13 @@ def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     except Exception as error:
         # anything a user's forward can raise comes out here
         raise MintError(
-            f"The network could not be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}. "
+            f"The network could not be traced: {_first_line(error)}. "
             "Check --input-shape, or run its forward on such an input."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 
 def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
@@ -371,6 +428,8 @@ def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
         dim = target.pruning_dim if kind == "parameter" else 0
         total = _channels(target.module, kind, side, dim)
         layer = names[target.module]
+        if len(channels) and channels.max() >= total:
+            reason = reason or f"wrong channel map ({layer} has no channel {channels.max()})"
         members.append(Member(layer, kind, side, channels[order], roots[order], splits, dim, total))
     fold = max((m.channel_groups for m in members), default=1)
     name = names[raw[0].dep.target.module]
@@ -499,33 +558,48 @@ def _fault(
     generator: torch.Generator,
 ) -> str | None:
     """Why the group's map may not be trusted, or None when the permutation check holds."""
-    permutation = _permutation(group, generator)
-    if permutation is None:
-        return "map not verifiable: no two of its positions are interchangeable"
+    permutations = _permutations(group, generator)
+    if not permutations:
+        return "map not verifiable: fewer than three of its positions are interchangeable"
     producers = [m for m in group.members if m.side == "out"]
-    moved = _permuted_outputs(model, producers, permutation, modules, inputs)
+    moved = _permuted_outputs(model, producers, permutations[0], modules, inputs)
     if moved is not None and _change(outputs, moved) <= PERMUTATION_TOLERANCE:
         return "map not verifiable: the outputs do not depend on it"
-    after = _permuted_outputs(model, group.members, permutation, modules, inputs)
-    if after is None:
-        return "wrong channel map (positions have no counterpart)"
-    change = _change(outputs, after)
-    if change > PERMUTATION_TOLERANCE:
-        return f"wrong channel map (permutation check moved the outputs by {change:.1e})"
+    for permutation in permutations:
+        after = _permuted_outputs(model, group.members, permutation, modules, inputs)
+        if after is None:
+            return "wrong channel map (positions have no counterpart)"
+        change = _change(outputs, after)
+        if change > PERMUTATION_TOLERANCE:
+            return f"wrong channel map (permutation check moved the outputs by {change:.1e})"
     return None
 
 
-def _permutation(group: ChannelGroup, generator: torch.Generator) -> Indices | None:
-    """A shuffle among positions that occur in the same members equally often."""
+def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indices]:
+    """Shuffles that together tell the group's map from every other map.
+
+    Positions change places with those that occur in the same members equally often. A wrong map
+    passes unseen when it differs from the right one by a shuffle that commutes with all of these.
+    Only the identity commutes with a cycle of all m positions of a class and a cycle of m - 1 of
+    them; where there are several classes, further rounds leave some in place, so that no class can
+    be taken for another. With fewer than three positions in a class there are no such shuffles.
+    """
     counts = np.stack([np.bincount(m.positions, minlength=group.width) for m in group.members], 1)
-    _, classes = np.unique(counts, axis=0, return_inverse=True)
-    permutation = np.arange(group.width)
-    for label in range(int(classes.max()) + 1):
-        among = np.flatnonzero(classes.ravel() == label)
-        # a cyclic shift of a shuffle moves every position, so that none goes untested
-        shuffled = among[torch.randperm(len(among), generator=generator).numpy()]
-        permutation[shuffled] = np.roll(shuffled, 1)
-    return None if np.array_equal(permutation, np.arange(group.width)) else permutation
+    _, labels = np.unique(counts, axis=0, return_inverse=True)
+    classes = [np.flatnonzero(labels.ravel() == label) for label in range(int(labels.max()) + 1)]
+    if min(len(c) for c in classes) < 3:
+        return []
+    shuffles = [[len(c) for c in classes], [len(c) - 1 for c in classes]]
+    for bit in range((len(classes) - 1).bit_length()):
+        shuffles.append([len(c) * (label >> bit & 1) for label, c in enumerate(classes)])
+    permutations = []
+    for lengths in shuffles:
+        permutation = np.arange(group.width)
+        for among, length in zip(classes, lengths, strict=True):
+            cycle = among[torch.randperm(len(among), generator=generator).numpy()][:length]
+            permutation[cycle] = np.roll(cycle, 1)
+        permutations.append(permutation)
+    return permutations
 
 
 def _sources(member: Member, permutation: Indices, channels: int) -> Indices | None:
@@ -604,3 +678,94 @@ def _cut_tensors(
         yield layer.weight, 1 if transposed and member.kind == "conv" else 0, member.total
         if bias is not None:
             yield bias, 0, bias.shape[0]
+
+
+# --- removal -----------------------------------------------------------------------------------------
+
+
+def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels: Sequence[int]) -> None:
+    """Take channels out of one side of one layer, or of a bare parameter, in place.
+
+    Torch-Pruning's slicing functions do the work. Parameters become new objects.
+    """
+    if kind == "parameter":
+        parameter = model.get_parameter(layer)
+        parent, _, leaf = layer.rpartition(".")
+        slicer = slicer_of(parameter, dim)
+        setattr(model.get_submodule(parent), leaf, slicer.prune_out_channels(parameter, list(channels)))
+        return
+    module = model.get_submodule(layer)
+    slicer = slicer_of(module)
+    (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
+
+
+def slicer_of(module: Any, dim: int = -1) -> Any:
+    """Torch-Pruning's slicing functions for a layer, or for dimension ``dim`` of a bare parameter."""
+    import torch_pruning as tp
+
+    slicer = tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
+    slicer.pruning_dim = dim
+    return slicer
+
+
+class _NoStatistics(TorchFunctionMode):
+    """Normalise nothing: statistics over channels hide whether the right channels are there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.layer_norm, F.group_norm, F.instance_norm):
+            return func(*args, **kwargs)
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        x, weight, bias = given["input"], given.get("weight"), given.get("bias")
+        shape = [1] * x.ndim
+        shape[-1 if func is F.layer_norm else 1] = -1
+        x = x if weight is None else x * weight.reshape(shape)
+        return x if bias is None else x + bias.reshape(shape)
+
+
+def _removable(
+    model: nn.Module, groups: Sequence[ChannelGroup], inputs: tuple[Any, ...]
+) -> list[ChannelGroup]:
+    """Leave those groups alone that cannot lose a position, however right their maps are.
+
+    A width, or the place where channels are split, may be written into ``forward``; and there are
+    layers that Torch-Pruning slices wrongly. Without a position the network must give what it
+    gives when the readers ignore that position. The first and the last position shift the most.
+    """
+    if all(_trial(model, groups, place, inputs) is None for place in (0, -1)):
+        return list(groups)
+    tried = []
+    for group in groups:
+        reasons = [_trial(model, [group], place, inputs) for place in (0, -1)]
+        reason = reasons[0] or reasons[1]
+        tried.append(group.left_alone(f"its channels cannot be removed: {reason}") if reason else group)
+    return tried
+
+
+def _trial(
+    model: nn.Module, groups: Sequence[ChannelGroup], place: int, inputs: tuple[Any, ...]
+) -> str | None:
+    """What goes wrong when every prunable one of the groups loses its position ``place``."""
+    twin = copy.deepcopy(model)
+    gone = [(m, m.channels[m.positions == place % g.width]) for g in groups if g.prunable for m in g.members]
+    try:
+        with _NoStatistics():
+            for member, channels in gone:
+                if member.side == "in":
+                    _silence(twin.get_submodule(member.layer), channels)
+            expected = _outputs(twin, inputs)
+            for m, channels in gone:
+                cut_(twin, m.layer, m.kind, m.side, m.dim, channels.tolist())
+            change = _change(expected, _outputs(twin, inputs))
+    except Exception as error:
+        # whatever a user's forward raises on a shape it did not expect
+        return _first_line(error)
+    return None if change <= PERMUTATION_TOLERANCE else f"the outputs then change by {change:.1e}"
+
+
+def _silence(layer: Any, channels: Indices) -> None:
+    """Make a layer ignore some of its input channels."""
+    dim = 0 if getattr(layer, "transposed", False) else 1
+    # a grouped convolution loses the same place in each of its channel groups
+    places = np.unique(channels % layer.weight.shape[dim])
+    layer.weight.data.index_fill_(dim, torch.from_numpy(places), 0)

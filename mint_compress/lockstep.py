@@ -12,7 +12,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,15 @@ class Pass:
         Name of the layer it has halted at, None once the pass has ended.
     inputs, output
         What that layer was given, and gave (``output`` only when halting after the layer).
+    remembered
+        Name -> the latest tensor seen at the points that :func:`lockstep` was asked to remember.
     """
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         self.at: str | None = None
         self.inputs: Tensor | None = None
         self.output: Tensor | None = None
+        self.remembered: dict[str, Tensor] = {}
         self._error: BaseException | None = None
         self._abandoned = False
         self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
@@ -85,13 +89,34 @@ class Pass:
 _own = threading.local()
 
 
+@dataclass(frozen=True)
+class Point:
+    """What flows into (``input``) or out of (``output``) a module."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+def _remember_hook(name: str, point: Point) -> Any:
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        _own.current.remembered[name] = inputs[0] if point.side == "input" else output
+
+    return see
+
+
 @contextmanager
 def lockstep(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], *, after: bool
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Any],
+    *,
+    after: bool,
+    remember: Mapping[str, Point] | None = None,
 ) -> Iterator[list[Pass]]:
     """One :class:`Pass` a batch; they halt before, or ``after``, each of the layers.
 
-    Advance every pass in turn. On leaving, hooks are gone and threads have ended.
+    Advance every pass in turn. What flows through the points to ``remember`` is found in
+    ``Pass.remembered``. On leaving, hooks are gone and threads have ended.
     """
 
     def before_hook(name: str) -> Any:
@@ -106,6 +131,8 @@ def lockstep(
         else layer.register_forward_pre_hook(before_hook(name))
         for name, layer in layers.items()
     ]
+    for name, point in (remember or {}).items():
+        handles.append(point.module.register_forward_hook(_remember_hook(name, point)))
     passes: list[Pass] = []
     try:
         passes.extend(Pass(model, batch) for batch in batches)

@@ -184,16 +184,19 @@ def _usable(saved: Builder | None, path: Path, trust: tuple[str, ...]) -> Builde
             f"{path} does not say which builder made it. Give --arch package.module:callable, "
             "or load(path, builder=callable)."
         )
-    if saved.name.startswith("timm:") and not is_known(saved.name):
-        raise MintError(f"{path} was made by {saved.name}. Install it: pip install timm")
+    module = saved.name.partition(":")[0]
+    if module in TIERS and not is_known(saved.name):
+        raise MintError(
+            f"{path} names the builder {saved.name}, which is not installed. Install or update {module}: "
+            f"pip install -U {module}"
+        )
     if not permitted(saved.name, trust):
-        module = saved.name.partition(":")[0]
         raise MintError(
             f"{path} names the builder {saved.name}, which is not in the zoo, torchvision or timm. "
             f"Only if you made this file: --trust {module} (it runs that module's code), or give --arch."
         )
     refused = sorted(set(saved.kwargs) - set(SAFE_ARGUMENTS))
-    if refused and saved.name.partition(":")[0] in TIERS:
+    if refused and module in TIERS:
         raise MintError(
             f"{path} calls {saved.name} with {refused[0]!r}, which a file may not decide. "
             "Give load(path, builder=callable) or --arch package.module:callable."
@@ -291,9 +294,10 @@ def _auxiliary(name: str, shapes: Shapes) -> dict[str, Any]:
 
 
 def _classes(own: Shapes, shapes: Shapes) -> int | None:
-    """The number of classes of the file, where its head differs from the builder's default."""
-    # the head comes last in every builder's state_dict
-    changed = [k for k in own if k in shapes and own[k] != shapes[k] and shapes[k]]
+    """The number of classes of the file, where its head is not the builder's default."""
+    # the head comes last in every builder's state_dict; some have none unless asked
+    changed = [k for k in shapes if own.get(k) != shapes[k] and shapes[k]]
+    changed = [k for k in own if k in changed] or changed
     return shapes[changed[-1]][0] or None if changed else None
 
 

@@ -73,9 +73,7 @@ def set_shapes_(model: nn.Module, spec: Mapping[str, Mapping[str, Any]]) -> None
         for attribute, value in sizes.items():
             # the spec is read from a file: only sizes may be set through it
             if attribute not in allowed or not _is_size(value):
-                raise MintError(
-                    f"The file asks for {name}.{attribute} = {value!r}, which is not a size of it."
-                )
+                raise MintError(f"The file sets {name}.{attribute} to {value!r}, which is not a size of it.")
             setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
 
 

@@ -191,7 +191,7 @@ def _layer_classes(stream: BinaryIO, path: Path, trust: tuple[str, ...]) -> list
         try:
             with searching_here(inside(module, trust)):
                 found = getattr(importlib.import_module(module), leaf, None)
-        except (ImportError, ValueError) as error:
+        except (ImportError, *DAMAGED) as error:
             raise MintError(f"{path} needs {module}.{leaf}: {error}. Install what defines it.") from None
         # a name can be re-exported from elsewhere: what counts is where the class is defined
         if (

@@ -138,7 +138,9 @@ def test_what_training_scripts_leave_beside_the_weights(tmp_path, legacy):
 
 
 def test_layers_of_the_zoo_need_no_trust(tmp_path):
-    torch.save(BUILDERS["mlp"](hidden=(4,)), tmp_path / "a.pt")
+    model = BUILDERS["mlp"](hidden=(4,))
+    remember_builder(model, Builder("zoo:mlp", {"hidden": [4]}), (1, 28, 28))
+    torch.save(model, tmp_path / "a.pt")
     assert type(read_checkpoint(tmp_path / "a.pt").module).__name__ == "MLP"
 
 

@@ -1,0 +1,57 @@
+"""Other criteria at exactly the same parameter count, for comparison: magnitude and random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from mint_compress.groups import ChannelGroup
+from mint_compress.planning import PruningPlan, make_plan
+
+
+def magnitude(model: nn.Module, groups: Sequence[ChannelGroup], example: torch.Tensor) -> dict[str, np.ndarray]:
+    """Torch-Pruning's group L2 magnitude (its defaults), per position of each prunable group."""
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    names = {module: name for name, module in model.named_modules()}
+    prunable = {g.name: g for g in groups if g.prunable}
+    found = {}
+    for group in tp.DependencyGraph().build_dependency(model, example).get_all_groups():
+        name = names[group[0].dep.target.module]
+        if name in prunable:
+            values = importance(group).detach().cpu().numpy()
+            found[name] = values.reshape(-1, prunable[name].width).mean(0)
+    return found
+
+
+def random(groups: Sequence[ChannelGroup], seed: int) -> dict[str, np.ndarray]:
+    """Uniform noise."""
+    generator = np.random.default_rng(seed)
+    return {g.name: generator.random(g.width) for g in groups if g.prunable}
+
+
+def uniform_plan(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, np.ndarray], parameters: int, *, round_to: int = 1
+) -> PruningPlan:
+    """The same share of every group goes, lowest scores first, until ``parameters`` or fewer are left."""
+    ranks = {name: np.argsort(np.argsort(values, kind="stable")) for name, values in scores.items()}
+
+    def cut(steps: int) -> PruningPlan:
+        masks = {}
+        for name, rank in ranks.items():
+            step = round_to if len(rank) > round_to else 1
+            gone = int(len(rank) * steps / 1000) // step * step
+            masks[name] = rank < min(gone, len(rank) - 1)
+        return make_plan(groups, masks, asked=1 - parameters / groups[0].network.parameters)
+
+    low, high = 0, 1000
+    while low < high:
+        middle = (low + high) // 2
+        if cut(middle).parameters[1] <= parameters:
+            high = middle
+        else:
+            low = middle + 1
+    return cut(low)

@@ -1,0 +1,99 @@
+"""How much accuracy is left when channels go and nothing is trained.
+
+    python benchmarks/without_training.py --data cifar10.npz --weights resnet20.th --arch resnet20_cifar --ratio 0.5
+
+Scores, plan, removal and repair of this project beside Torch-Pruning's group L2 magnitude and random
+selection at the same parameter count, each with nothing and with the same repair; one table, one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+from controls import magnitude, random, uniform_plan
+
+from mint_compress import accuracy, calibrate, compensate_, find_groups, load_data, load_model, plan, prune_, score
+from mint_compress.data import synthetic_images
+from mint_compress.planning import Budget, PruningPlan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--arch")
+    parser.add_argument("--mean", nargs="+", type=float)
+    parser.add_argument("--std", nargs="+", type=float)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="of the random control")
+    parser.add_argument("--no-data", action="store_true", help="calibrate on noise, score on the real test split")
+    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    options = parser.parse_args()
+
+    loaded = load_model(options.weights, arch=options.arch)
+    model = loaded.module
+    data = load_data(options.data, mean=options.mean, std=options.std, input_shape=loaded.input_shape)
+    if options.no_data:
+        images = synthetic_images(options.images, data.input_shape, seed=0)
+    else:
+        images, _ = data.calibration(options.images, seed=0)
+    batches = images.split(64)
+    print(f"{options.weights}: {accuracy(model, data.test):.2%} on {data.sizes[2]} test images")
+
+    start = time.perf_counter()
+    groups = find_groups(model, images[:1])
+    scores = score(groups, calibrate(model, groups, batches))
+    ours = plan(groups, scores, Budget(options.ratio, round_to=options.round_to))
+    planned = time.perf_counter() - start
+    print(f"scoring and planning: {planned:.0f} s")
+
+    count = ours.parameters[1]
+    plans = {
+        "gaussian, one threshold": ours,
+        "gaussian, uniform": uniform_plan(
+            groups, {n: v.numpy() for n, v in scores.nats.items()}, count, round_to=options.round_to
+        ),
+        "L2 group magnitude, uniform": uniform_plan(
+            groups, magnitude(model, groups, images[:1]), count, round_to=options.round_to
+        ),
+    }
+    for seed in range(options.seeds):
+        plans[f"random {seed}, uniform"] = uniform_plan(
+            groups, random(groups, seed), count, round_to=options.round_to
+        )
+    print("| selection | removed | MACs left | nothing | repaired | repair s |\n|---|---|---|---|---|---|")
+    for name, chosen in plans.items():
+        row = measure(model, chosen, batches, data)
+        print(
+            f"| {name} | {chosen.removed:.2%} | {chosen.macs[1] / chosen.macs[0]:.1%} | {row['nothing']:.2%} "
+            f"| {row['repaired']:.2%} | {row['seconds']:.0f} |",
+            flush=True,
+        )
+        if options.json:
+            record = {"weights": Path(options.weights).name, "ratio": options.ratio, "no_data": options.no_data}
+            with options.json.open("a") as file:
+                file.write(json.dumps({**record, "selection": name, "removed": chosen.removed, **row}) + "\n")
+
+
+def measure(model: torch.nn.Module, chosen: PruningPlan, batches: object, data: object) -> dict[str, float]:
+    """Accuracy on the test split after removal, and after repair."""
+    pruned = prune_(copy.deepcopy(model), chosen)
+    nothing = accuracy(pruned, data.test)
+    start = time.perf_counter()
+    compensate_(pruned, model, chosen, batches)
+    return {
+        "nothing": nothing,
+        "seconds": time.perf_counter() - start,
+        "repaired": accuracy(pruned, data.test),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,9 @@ from mint_compress.groups import ChannelGroup
 from mint_compress.planning import PruningPlan, make_plan
 
 
-def magnitude(model: nn.Module, groups: Sequence[ChannelGroup], example: torch.Tensor) -> dict[str, np.ndarray]:
+def magnitude(
+    model: nn.Module, groups: Sequence[ChannelGroup], example: torch.Tensor
+) -> dict[str, np.ndarray]:
     """Torch-Pruning's group L2 magnitude (its defaults), per position of each prunable group."""
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     names = {module: name for name, module in model.named_modules()}

@@ -1,6 +1,6 @@
 """How much accuracy is left when channels go and nothing is trained.
 
-    python benchmarks/without_training.py --data cifar10.npz --weights resnet20.th --arch resnet20_cifar --ratio 0.5
+    python benchmarks/without_training.py --data cifar10.npz --weights resnet20.th --ratio 0.5
 
 Scores, plan, removal and repair of this project beside Torch-Pruning's group L2 magnitude and random
 selection at the same parameter count, each with nothing and with the same repair; one table, one run.
@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from controls import magnitude, random, uniform_plan
 
-from mint_compress import accuracy, calibrate, compensate_, find_groups, load_data, load_model, plan, prune_, score
+import mint_compress as mc
 from mint_compress.data import synthetic_images
-from mint_compress.planning import Budget, PruningPlan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--arch")
@@ -33,24 +33,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1, help="of the random control")
-    parser.add_argument("--no-data", action="store_true", help="calibrate on noise, score on the real test split")
+    parser.add_argument("--no-data", action="store_true", help="calibrate on noise, test on the data")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     options = parser.parse_args()
 
-    loaded = load_model(options.weights, arch=options.arch)
+    loaded = mc.load_model(options.weights, arch=options.arch)
     model = loaded.module
-    data = load_data(options.data, mean=options.mean, std=options.std, input_shape=loaded.input_shape)
+    data = mc.load_data(options.data, mean=options.mean, std=options.std, input_shape=loaded.input_shape)
     if options.no_data:
         images = synthetic_images(options.images, data.input_shape, seed=0)
     else:
         images, _ = data.calibration(options.images, seed=0)
     batches = images.split(64)
-    print(f"{options.weights}: {accuracy(model, data.test):.2%} on {data.sizes[2]} test images")
+    print(f"{options.weights}: {mc.accuracy(model, data.test):.2%} on {data.sizes[2]} test images")
 
     start = time.perf_counter()
-    groups = find_groups(model, images[:1])
-    scores = score(groups, calibrate(model, groups, batches))
-    ours = plan(groups, scores, Budget(options.ratio, round_to=options.round_to))
+    groups = mc.find_groups(model, images[:1])
+    scores = mc.score(groups, mc.calibrate(model, groups, batches))
+    ours = mc.plan(groups, scores, mc.Budget(options.ratio, round_to=options.round_to))
     planned = time.perf_counter() - start
     print(f"scoring and planning: {planned:.0f} s")
 
@@ -77,21 +77,30 @@ def main() -> None:
             flush=True,
         )
         if options.json:
-            record = {"weights": Path(options.weights).name, "ratio": options.ratio, "no_data": options.no_data}
+            record = {
+                "weights": Path(options.weights).name,
+                "ratio": options.ratio,
+                "no_data": options.no_data,
+                "selection": name,
+                "removed": chosen.removed,
+                **row,
+            }
             with options.json.open("a") as file:
-                file.write(json.dumps({**record, "selection": name, "removed": chosen.removed, **row}) + "\n")
+                file.write(json.dumps(record) + "\n")
 
 
-def measure(model: torch.nn.Module, chosen: PruningPlan, batches: object, data: object) -> dict[str, float]:
+def measure(
+    model: torch.nn.Module, chosen: mc.PruningPlan, batches: object, data: object
+) -> dict[str, float]:
     """Accuracy on the test split after removal, and after repair."""
-    pruned = prune_(copy.deepcopy(model), chosen)
-    nothing = accuracy(pruned, data.test)
+    pruned = mc.prune_(copy.deepcopy(model), chosen)
+    nothing = mc.accuracy(pruned, data.test)
     start = time.perf_counter()
-    compensate_(pruned, model, chosen, batches)
+    mc.compensate_(pruned, model, chosen, batches)
     return {
         "nothing": nothing,
         "seconds": time.perf_counter() - start,
-        "repaired": accuracy(pruned, data.test),
+        "repaired": mc.accuracy(pruned, data.test),
     }
 
 

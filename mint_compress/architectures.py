@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from mint_compress import zoo
 from mint_compress.checkpoints import Builder
 from mint_compress.errors import MintError
-from mint_compress.fingerprints import TIERS
 from mint_compress.unpickling import DAMAGED, inside, searching_here
+
+TIERS = ("zoo", "torchvision", "timm")
 
 # a header may ask for these arguments and no others: some (weights, checkpoint_path) open other files
 SAFE_ARGUMENTS = ("num_classes", "aux_logits", "aux_loss", "hidden", "in_chans", "img_size", "image_size")

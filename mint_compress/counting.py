@@ -59,8 +59,9 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
             transposed = bool(getattr(layer, "transposed", False))
             # every output element is a dot product as long as one filter; a transposed
             # convolution spreads every input element over one filter
-            elements, filters = (inputs[0].numel(), weight.shape[0]) if transposed else (
-                output.numel(), weight.shape[0])
+            elements, filters = (
+                (inputs[0].numel(), weight.shape[0]) if transposed else (output.numel(), weight.shape[0])
+            )
             batch = example_inputs[0].shape[0]
             counts[name] = counts.get(name, 0) + elements * (weight.numel() // filters) // batch
 

@@ -22,12 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mint_compress.architectures import TIERS, known_builders, original_input_shape, outline
 from mint_compress.errors import MintError
 
 log = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("architectures.json")
-TIERS = ("zoo", "torchvision", "timm")
 
 # torchvision builds these, or not, by an argument; files come with and without
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")
@@ -130,9 +130,6 @@ def _decode(text: str) -> list[bytes]:
 
 def generate(names: Iterable[str]) -> dict[str, Any]:
     """Build every named architecture (on the meta device where it can be) and take its fingerprint."""
-    # the only place that looks forward: architectures reads the table, and builds what it is made from
-    from mint_compress.architectures import original_input_shape, outline
-
     found: list[tuple[str, dict[str, tuple[int, ...]], set[str], tuple[int, ...]]] = []
     for name in names:
         try:
@@ -166,8 +163,6 @@ def generate(names: Iterable[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the table; ``--output`` elsewhere than into the package."""
-    from mint_compress.architectures import known_builders
-
     parser = argparse.ArgumentParser(prog="python -m mint_compress.fingerprints", description=main.__doc__)
     parser.add_argument("--output", type=Path, default=TABLE)
     output = parser.parse_args(argv).output

@@ -200,10 +200,10 @@ def find_groups(
     ignored = _matching(model, ignore)
     reference = _double(model)
     inputs64 = tuple(_to_double(x) for x in inputs)
-    graph = _trace(reference, inputs64)
+    graph, raw_groups = _trace(reference, inputs64)
     names: dict[Any, str] = {m: n for n, m in reference.named_modules()}
     names.update((p, n) for n, p in reference.named_parameters())
-    groups = [_channel_group(graph, raw, names) for raw in graph.get_all_groups()]
+    groups = [_channel_group(graph, raw, names) for raw in raw_groups]
     modules = dict(reference.named_modules())
     check_inputs = _small(reference, tuple(_varied(x) for x in inputs64))
     _level(reference, check_inputs)
@@ -216,7 +216,8 @@ def find_groups(
         reason = reason or _fault(reference, group, modules, check_inputs, outputs, generator)
         found.append(group.left_alone(reason) if reason else group)
     found = _removable(reference, found, check_inputs)
-    found += _untraced(reference, {m.layer for g in found for m in g.members if m.side != "in"})
+    traced = {m.layer for g in found for m in g.members if m.side != "in"} | {g.name for g in found}
+    found += _untraced(reference, traced)
     network = _network(model, inputs, found)
     return [replace(group, network=network) for group in found]
 
@@ -369,13 +370,15 @@ def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         norm.eval()
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    """Torch-Pruning's graph and its groups."""
     import torch_pruning as tp
 
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(model, inputs, verbose=False)
+            graph = tp.DependencyGraph().build_dependency(model, inputs, verbose=False)
+            return graph, list(graph.get_all_groups())
     except Exception as error:
         # anything a user's forward can raise comes out here
         raise MintError(
@@ -421,15 +424,16 @@ def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
         kind = kinds[target.type]
         both = kind not in ("conv", "linear", "embedding")
         side: Side = "both" if both else "out" if is_out else "in"
+        dim = target.pruning_dim if kind == "parameter" else 0
+        total = _channels(target.module, kind, side, dim)
+        layer = names[target.module]
+        if not item.idxs or not 0 <= min(item.idxs) <= max(item.idxs) < total:
+            reason = reason or f"wrong channel map (it leaves the {total} channels of {layer})"
+            continue
         channels = np.asarray(item.idxs, dtype=np.int64)
         roots = np.asarray(item.root_idxs, dtype=np.int64)
         order = np.argsort(channels, kind="stable")
         splits = _channel_groups(target.module, kind)
-        dim = target.pruning_dim if kind == "parameter" else 0
-        total = _channels(target.module, kind, side, dim)
-        layer = names[target.module]
-        if len(channels) and channels.max() >= total:
-            reason = reason or f"wrong channel map ({layer} has no channel {channels.max()})"
         members.append(Member(layer, kind, side, channels[order], roots[order], splits, dim, total))
     fold = max((m.channel_groups for m in members), default=1)
     name = names[raw[0].dep.target.module]
@@ -713,14 +717,16 @@ class _NoStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if func not in (F.layer_norm, F.group_norm, F.instance_norm):
-            return func(*args, **kwargs)
+            return result
         given = inspect.signature(func).bind(*args, **kwargs).arguments
         x, weight, bias = given["input"], given.get("weight"), given.get("bias")
-        shape = [1] * x.ndim
-        shape[-1 if func is F.layer_norm else 1] = -1
-        x = x if weight is None else x * weight.reshape(shape)
-        return x if bias is None else x + bias.reshape(shape)
+        if func is not F.layer_norm:
+            shape = [-1] + [1] * (x.ndim - 2)
+            weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
 
 
 def _removable(
@@ -747,15 +753,20 @@ def _trial(
 ) -> str | None:
     """What goes wrong when every prunable one of the groups loses its position ``place``."""
     twin = copy.deepcopy(model)
-    gone = [(m, m.channels[m.positions == place % g.width]) for g in groups if g.prunable for m in g.members]
+    gone: dict[tuple[str, str, Side, int], list[int]] = {}
+    for group in groups:
+        for m in group.members if group.prunable else ():
+            channels = m.channels[m.positions == place % group.width]
+            if len(channels):
+                gone.setdefault((m.layer, m.kind, m.side, m.dim), []).extend(channels.tolist())
     try:
         with _NoStatistics():
-            for member, channels in gone:
-                if member.side == "in":
-                    _silence(twin.get_submodule(member.layer), channels)
+            for (layer, _, side, _), channels in gone.items():
+                if side == "in":
+                    _silence(twin.get_submodule(layer), channels)
             expected = _outputs(twin, inputs)
-            for m, channels in gone:
-                cut_(twin, m.layer, m.kind, m.side, m.dim, channels.tolist())
+            for (layer, kind, side, dim), channels in gone.items():
+                cut_(twin, layer, kind, side, dim, channels)
             change = _change(expected, _outputs(twin, inputs))
     except Exception as error:
         # whatever a user's forward raises on a shape it did not expect
@@ -763,9 +774,9 @@ def _trial(
     return None if change <= PERMUTATION_TOLERANCE else f"the outputs then change by {change:.1e}"
 
 
-def _silence(layer: Any, channels: Indices) -> None:
+def _silence(layer: Any, channels: Sequence[int]) -> None:
     """Make a layer ignore some of its input channels."""
     dim = 0 if getattr(layer, "transposed", False) else 1
     # a grouped convolution loses the same place in each of its channel groups
-    places = np.unique(channels % layer.weight.shape[dim])
+    places = np.unique(np.asarray(channels) % layer.weight.shape[dim])
     layer.weight.data.index_fill_(dim, torch.from_numpy(places), 0)

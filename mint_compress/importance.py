@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from mint_compress.calibration import calibrate, model_inputs
@@ -16,7 +17,7 @@ from mint_compress.groups import ChannelGroup, find_groups
 from mint_compress.scoring import ChannelScores, score, uses_samples
 
 
-class MutualInformationImportance:
+class MutualInformationImportance(tp.importance.Importance):  # type: ignore[misc]
     """Conditional mutual information as a Torch-Pruning importance.
 
     Scores are computed once, when the object is made, for the network as it is then; make a new one

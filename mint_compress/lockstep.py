@@ -44,7 +44,7 @@ class Pass:
         self.output: Tensor | None = None
         self.remembered: dict[str, Tensor] = {}
         self._error: BaseException | None = None
-        self._abandoned = False
+        self._abandoned = self._ended = False
         self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, args=(model, batch), daemon=True)
         self._thread.start()
@@ -61,12 +61,14 @@ class Pass:
         except BaseException as error:  # handed on to whoever advances the pass
             self._error = error
         self.at = self.inputs = self.output = None
+        self._ended = True
         self._halted.release()
 
     def advance(self) -> str | None:
-        """Run to the next layer and return its name; None at the end."""
-        self._go.release()
-        self._halted.acquire()
+        """Run to the next layer and return its name; None at the end, and ever after."""
+        if not self._ended:
+            self._go.release()
+            self._halted.acquire()
         if self._error is not None:
             raise self._error
         return self.at

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mint_compress import fingerprints
 from mint_compress.architectures import (
     SAFE_ARGUMENTS,
+    TIERS,
     accepts_classes,
     build,
     is_known,
@@ -32,7 +33,6 @@ from mint_compress.checkpoints import (
     remember_builder,
 )
 from mint_compress.errors import MintError
-from mint_compress.fingerprints import TIERS
 from mint_compress.shapes import set_shapes_, set_tensors_
 from mint_compress.unpickling import DAMAGED
 

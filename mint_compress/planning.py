@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint_compress.errors import MintError
-from mint_compress.groups import ChannelGroup, Network
+from mint_compress.groups import ChannelGroup, LayerShape, Network
 from mint_compress.scoring import ChannelScores, block_of
 
 PLAN_FORMAT = 1
@@ -141,7 +141,7 @@ class PruningPlan:
             macs_before, macs_after = _ints(data["macs"])
             layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
             asked, removed = float(data["asked"]), float(data["removed"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MintError(
                 f"The pruning plan is damaged ({error}). Write it again with --dry-run."
             ) from None
@@ -277,10 +277,10 @@ def _round_up(width: int, quantum: int, most: int) -> int:
 
 def _quantum(group: ChannelGroup, round_to: int) -> int:
     """Step of positions so that layer widths kept are multiples of ``round_to`` where they are wider."""
-    widest = max((m.total for m in group.members if m.side == "out"), default=group.width)
+    widest = max((len(m.channels) for m in group.members if m.side == "out"), default=group.width)
     if widest <= round_to:
         return 1
-    fold = max(1, widest // group.width)
+    fold = widest // group.width  # a position is a channel of each channel group
     return round_to // math.gcd(round_to, fold)
 
 
@@ -290,7 +290,7 @@ def _price(group: ChannelGroup, cost: Cost) -> float:
     cut = _removed_channels([group], [np.ones(group.width, dtype=np.bool_)])
     parameters = macs = 0.0
     for name, (inside, outside) in cut.items():
-        layer = network.layers[name]
+        layer = network.layers.get(name, LayerShape())  # a normalisation without parameters
         for gone, total in ((inside, layer.inputs), (outside, layer.outputs)):
             if gone and total:
                 parameters += layer.parameters * gone / total / group.width
@@ -322,7 +322,7 @@ def _counts(network: Network, candidates: Sequence[_Candidate], masks: Sequence[
     """Parameters and MACs that are left."""
     parameters, macs = network.parameters, network.macs
     for name, (inside, outside) in _removed_channels([c.group for c in candidates], masks).items():
-        layer = network.layers[name]
+        layer = network.layers.get(name, LayerShape())
         after = layer.after(inside, outside)
         parameters += after[0] - layer.parameters
         macs += after[1] - layer.macs
@@ -360,7 +360,7 @@ def make_plan(groups: Sequence[ChannelGroup], removed: Mapping[str, Mask], *, as
             )
     return PruningPlan(
         asked,
-        1 - parameters / network.parameters,
+        (network.parameters - parameters) / network.parameters,
         (network.parameters, parameters),
         (network.macs, sum(m for _, m in after.values())),
         tuple(
@@ -382,12 +382,10 @@ def _unreachable(
     share = math.floor(1000 * most / network.parameters) / 10
     weights: dict[str, int] = {}
     movable = {name for c in candidates for name in _removed_channels([c.group], [c.mask(len(c.steps))])}
+    why = {p: g.reason for g in groups if not g.prunable for p in (g.producers or (g.name,))}
     for name, layer in network.layers.items():
-        if name not in movable:
-            weights[f"{name} (nothing of it can go)"] = layer.parameters
-    for group in groups:
-        for producer in group.producers if not group.prunable else ():
-            weights[f"{producer} ({group.reason})"] = network.layers[producer].parameters
+        if name in why or name not in movable:
+            weights[f"{name} ({why.get(name, 'nothing of it can go')})"] = layer.parameters
     largest = sorted(weights, key=lambda n: -weights[n])[:3]
     limit = f"--upper-limit {budget.upper_limit:g}"
     blame = f"; in the way: {', '.join(largest)}" if largest else ""

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from mint_compress.counting import parameters
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.groups import cut_, slicer_of
 from mint_compress.planning import LayerCut, PruningPlan
@@ -65,6 +64,8 @@ def _check(model: nn.Module, modules: dict[str, Any], cut: LayerCut) -> None:
             f"Layer {cut.layer} has {total} channels on its {cut.side} side; "
             f"the plan expects {cut.total}. {REMEDY}"
         )
+    if cut.side not in ("in", "out", "both"):
+        raise MintError(f"The plan is damaged: layer {cut.layer} has no side {cut.side!r}. {REMEDY}")
     if not 0 < len(set(cut.removed)) < total or min(cut.removed) < 0 or max(cut.removed) >= total:
         raise MintError(
             f"The plan names channels that layer {cut.layer} ({total} wide) cannot lose. {REMEDY}"
@@ -78,17 +79,20 @@ def _channels(module: Any, cut: LayerCut) -> int:
 
 def _miscounted(model: nn.Module, plan: PruningPlan, when: int) -> str | None:
     """The first layer that does not count what the plan says, before (0) or after (1) the removal."""
-    modules = dict(model.named_modules())
-    for name, counts in plan.layers.items():
-        try:
-            own = list(modules[name].named_parameters(recurse=False)) if name in modules else []
-            # a parameter that the plan counts under its own name does not count with its module
-            real = sum(p.numel() for n, p in own if f"{name}.{n}".lstrip(".") not in plan.layers)
-            real = real if name in modules else model.get_parameter(name).numel()
-        except AttributeError:
-            return f"The network has no layer {name!r}."
-        if real != counts[when]:
-            return f"Layer {name} has {real} parameters; the plan says {counts[when]}."
-    if (total := parameters(model)) != plan.parameters[when]:
-        return f"The network has {total} parameters; the plan says {plan.parameters[when]}."
+    real: dict[str, int] = {}
+    owned: set[int] = set()
+    for layer, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in owned:
+                owned.add(id(parameter))
+                name = f"{layer}.{leaf}".lstrip(".")
+                # a bare parameter that is cut counts under its own name, not with its module
+                name = name if name in plan.layers else layer
+                real[name] = real.get(name, 0) + parameter.numel()
+    said = {name: counts[when] for name, counts in plan.layers.items()}
+    for name in sorted(real.keys() | said.keys()):
+        if real.get(name) != said.get(name):
+            return f"Layer {name!r} has {real.get(name)} parameters; the plan says {said.get(name)}."
+    if sum(real.values()) != plan.parameters[when]:
+        return f"The network has {sum(real.values())} parameters; the plan says {plan.parameters[when]}."
     return None

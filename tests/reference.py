@@ -26,7 +26,7 @@ def crossing(edges: set[tuple[int, int]], labels: Tensor) -> int:
 def residual_covariance(children: Tensor, parents: Tensor) -> Tensor:
     """Of the children, over n, after least squares on the parents and a constant."""
     design = torch.cat([torch.ones(len(parents), 1, dtype=parents.dtype), parents], 1)
-    left = children - design @ torch.linalg.lstsq(design, children, driver="gelsd").solution
+    left: Tensor = children - design @ torch.linalg.lstsq(design, children, driver="gelsd").solution
     return left.T @ left / len(left)
 
 

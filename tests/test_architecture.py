@@ -19,10 +19,10 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # Data goes from top to bottom: a file imports only what stands before it.
 ORDER = [
     *("errors", "options", "arguments", "counting", "devices", "zoo"),
-    *("shapes", "unpickling", "checkpoints", "fingerprints", "architectures", "models"),
+    *("shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *("groups", "patches", "calibration", "estimators", "scoring", "planning"),
-    *("pruning", "lockstep", "compensation", "evaluation", "finetuning"),
+    *("pruning", "lockstep", "topology", "compensation", "evaluation", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting"),
     *("importance", "compression", "cli"),
 ]

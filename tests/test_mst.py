@@ -29,7 +29,7 @@ CASES = {
     "duplicates in clusters": squared(draw(3, 6, 2).repeat_interleave(5, 0)[draw(9, 30).argsort()]),
     "all rows equal": torch.zeros(20, 20, dtype=torch.float64),
     "one constant distance": torch.ones(12, 12, dtype=torch.float64) - torch.eye(12, dtype=torch.float64),
-    "negative zeros": -torch.zeros(7, 7, dtype=torch.float64),
+    "negative zeros": torch.block_diag(*[-torch.zeros(k, k, dtype=torch.float64) for k in (3, 4)]),
     "two nodes": squared(draw(4, 2, 1)),
 }
 

@@ -45,12 +45,15 @@ class Regression:
     noise
         ``(C,)`` variance that is not explained by any parent: observation noise plus what has
         been lost so far.
+    scale
+        What this problem's information counts for in a sum over problems.
     """
 
     precision: Tensor
     weight: Tensor
     blocks: Tensor
     noise: Tensor
+    scale: float = 1.0
 
     def losses(self, units: Tensor) -> Tensor:
         """Variance each child would lose with each unit, ``(len(units), C)``."""
@@ -63,7 +66,7 @@ class Regression:
         eye = torch.eye(width, dtype=precision.dtype, device=precision.device)
         precision = torch.where(both, precision, eye)  # padding stands apart and weighs nothing
         weight = self.weight[safe] * present[:, :, None]
-        factor = torch.linalg.cholesky(precision)
+        factor = _cholesky(precision, "of the parents that are left")
         share: Tensor = torch.linalg.solve_triangular(factor, weight, upper=False)
         return share.square().sum(1)
 
@@ -73,7 +76,7 @@ class Regression:
         gone = gone[gone >= 0]
         if not len(gone):
             return
-        factor = torch.linalg.cholesky(self.precision[gone][:, gone])
+        factor = _cholesky(self.precision[gone][:, gone], "of the parents that go")
         reach = torch.linalg.solve_triangular(factor, self.precision[gone], upper=False)
         share = torch.linalg.solve_triangular(factor, self.weight[gone], upper=False)
         self.noise = self.noise + share.square().sum(0)
@@ -89,7 +92,8 @@ class Regression:
         kept = columns[columns >= 0]
         blocks = torch.full_like(columns, -1)
         blocks[columns >= 0] = torch.arange(len(kept), device=kept.device)
-        return Regression(self.precision[kept][:, kept], self.weight[kept], blocks, self.noise.clone())
+        precision, weight = self.precision[kept][:, kept], self.weight[kept]
+        return Regression(precision, weight, blocks, self.noise.clone(), self.scale)
 
 
 def regression(
@@ -177,7 +181,7 @@ def information(problems: Sequence[Regression], units: Tensor) -> Tensor:
     """Nats each unit alone carries about the children of all problems, given everything else."""
     total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
     for problem in problems:
-        total += 0.5 * torch.log1p(problem.losses(units) / problem.noise).sum(1)
+        total += 0.5 * problem.scale * torch.log1p(problem.losses(units) / problem.noise).sum(1)
     return total
 
 

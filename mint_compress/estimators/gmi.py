@@ -8,8 +8,9 @@ the two, which lies in [0, 1). It is a quantity of its own, not Shannon's; 0 mea
 The quantity conditioned on other parents needs null points whose parent is redrawn *given* the rest.
 The paper takes the parent of the nearest donor in the space of the conditioning variables ("raw").
 That has no signal beyond a few conditioning dimensions: they swamp every distance, the ones to the
-donors and those in the tree. Regressing them out first ("residual") restores it, and is blind to a
-common cause that acts nonlinearly.
+donors and those in the tree. With few, it is too high where there is no link: one donor serves
+several null points, and these copies lie close together. Regressing the other parents out first
+("residual") restores the signal, and is blind to a common cause that acts nonlinearly.
 
 References
 ----------
@@ -69,7 +70,7 @@ def gmi(
         child that its parents determine would otherwise look equally dependent on each of them.
     ridge
         Of the regression, as a share of each column's variance. A residual with less than that
-        share of the variance counts as explained and is not blown up to unit variance.
+        share of the variance counts as explained: it is set to zero, not blown up.
     seed
         Of the split, the permutation and the noise.
     progress
@@ -94,14 +95,15 @@ def gmi(
     if samples.rows < 6:
         raise MintError(f"{samples.rows} rows are too few for a spanning tree. Give 6 or more.")
     generator = torch.Generator().manual_seed(seed)
+    # one split for all pairs: they compare better
+    order = torch.randperm(samples.rows, generator=generator)
+    mix = torch.rand(samples.rows, generator=generator)
     child = _with_noise(samples.children, noise, generator)
     condition = (
         _residual(samples, child, ridge)
         if conditioning == "residual"
         else _plain(samples, child, conditioning == "raw")
     )
-    order = torch.randperm(samples.rows, generator=generator)
-    mix = torch.rand(samples.rows, generator=generator)  # one draw for all pairs: they compare better
     out = torch.zeros(len(samples.child_groups), len(samples.parent_groups), dtype=torch.float64)
     for parent, columns in enumerate(samples.parent_groups):
         if len(columns):
@@ -156,7 +158,9 @@ def _residual(samples: Samples, child: Tensor, ridge: float) -> Callable[[Tensor
 
 
 def _rescaled(residual: Tensor, floor: float) -> Tensor:
-    return residual / residual.square().mean(0).clamp_min(max(floor, 1e-12)).sqrt()
+    variance = residual.square().mean(0)
+    explained = variance < max(floor, 1e-12)  # what the ridge leaves of it is no information
+    return (residual / variance.masked_fill(explained, 1).sqrt()).masked_fill(explained, 0)
 
 
 def _against_one_parent(samples: Samples, given: Conditioned, order: Tensor, mix: Tensor) -> Tensor:

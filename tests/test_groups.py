@@ -1,0 +1,446 @@
+"""Channel groups: exact member maps, and what is refused, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS, Chain, build, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mint_compress import groups as groups_module
+from mint_compress.counting import parameters
+from mint_compress.errors import MintError
+from mint_compress.groups import ChannelGroup, Member, consumer_units, find_groups, unit_offsets
+from mint_compress.zoo import BUILDERS
+
+
+def groups_of(name: str, **options: Any) -> dict[str, ChannelGroup]:
+    return {g.name: g for g in find_groups(build(name), images(name), **options)}
+
+
+def members(group: ChannelGroup) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    """(layer, side) -> (channels, positions)."""
+    return {(m.layer, m.side): (m.channels.tolist(), m.positions.tolist()) for m in group.members}
+
+
+def straight(width: int) -> tuple[list[int], list[int]]:
+    return list(range(width)), list(range(width))
+
+
+def prunable(groups: dict[str, ChannelGroup]) -> set[str]:
+    return {name for name, g in groups.items() if g.prunable}
+
+
+HEAD = "head: its channels are the network's outputs"
+
+
+def test_chain() -> None:
+    groups = groups_of("chain")
+    assert prunable(groups) == {"conv1", "conv2"}
+    assert members(groups["conv1"]) == {
+        ("conv1", "out"): straight(6),
+        ("bn1", "both"): straight(6),
+        ("conv2", "in"): straight(6),
+    }
+    assert members(groups["conv2"]) == {("conv2", "out"): straight(5), ("fc", "in"): straight(5)}
+    assert groups["conv1"].producers == ("conv1",)
+    assert [m.layer for m in groups["conv1"].consumers] == ["conv2"]
+    assert groups["fc"].reason == HEAD
+
+
+def test_residual_stream_is_one_group() -> None:
+    groups = groups_of("residual")
+    (stream,) = [g for g in groups.values() if "stem" in g.producers]
+    assert set(stream.producers) == {"stem", "a.conv2", "b.conv2"}
+    assert {m.layer for m in stream.consumers} == {"a.conv1", "b.conv1", "fc"}
+    assert all(m == straight(4) for m in members(stream).values())
+    assert prunable(groups) == {stream.name, "a.conv1", "b.conv1"}
+    assert members(groups["b.conv1"]) == {
+        ("b.conv1", "out"): straight(5),
+        ("b.bn1", "both"): straight(5),
+        ("b.conv2", "in"): straight(5),
+    }
+
+
+def test_concat_feeds_two_groups_to_one_reader() -> None:
+    groups = groups_of("concat")
+    assert prunable(groups) == {"left", "right", "join"}
+    assert members(groups["left"])["join", "in"] == straight(4)
+    assert members(groups["right"])["join", "in"] == ([4, 5, 6], [0, 1, 2])
+    units = consumer_units(list(groups.values()))
+    offsets = unit_offsets(list(groups.values()))
+    left, right = offsets["left"], offsets["right"]
+    assert units["join"].tolist() == [*range(left, left + 4), *range(right, right + 3)]
+
+
+def test_concat_onto_a_stream() -> None:
+    groups = groups_of("concat_onto_stream")
+    (wide,) = [g for g in groups.values() if "wide" in g.producers]
+    assert wide.prunable and wide.width == 7
+    assert members(wide)["left", "out"] == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert members(wide)["right", "out"] == ([0, 1, 2], [4, 5, 6])
+
+
+def test_depthwise_goes_with_its_inputs() -> None:
+    groups = groups_of("depthwise")
+    (inner,) = [g for g in groups.values() if "expand" in g.producers]
+    assert inner.prunable
+    assert members(inner) == {
+        ("expand", "out"): straight(6),
+        ("bn1", "both"): straight(6),
+        ("dw", "both"): straight(6),
+        ("bn2", "both"): straight(6),
+        ("project", "in"): straight(6),
+    }
+    assert {m.kind for m in inner.members if m.layer == "dw"} == {"depthwise"}
+
+
+def test_grouped_convolution_folds_its_channel_groups() -> None:
+    groups = groups_of("grouped")
+    assert groups["conv1"].width == 4 and groups["conv2"].width == 3
+    fold4, fold3 = (list(range(8)), [0, 1, 2, 3] * 2), (list(range(6)), [0, 1, 2] * 2)
+    assert members(groups["conv1"]) == {("conv1", "out"): fold4, ("conv2", "in"): fold4}
+    assert members(groups["conv2"]) == {("conv2", "out"): fold3, ("conv3", "in"): fold3}
+    assert prunable(groups) == {"conv1", "conv2", "conv3"}
+
+
+def test_flatten_gives_every_channel_its_pixels() -> None:
+    groups = groups_of("flatten")
+    assert members(groups["conv"])["fc1", "in"] == (list(range(24)), [c for c in range(4) for _ in range(6)])
+    assert prunable(groups) == {"conv", "fc1"}
+
+
+def test_padded_shortcut_is_refused_and_inner_channels_are_not() -> None:
+    groups = groups_of("padded")
+    assert prunable(groups) == {"a.conv1", "b.conv1"}
+    (stream,) = [g for g in groups.values() if "conv1" in g.producers]
+    assert stream.reason is not None and stream.reason.startswith("wrong channel map")
+
+
+def test_resnet20_keeps_its_stream_and_gives_its_inner_channels() -> None:
+    model = BUILDERS["resnet20_cifar"]()
+    groups = {g.name: g for g in find_groups(model, torch.randn(1, 3, 32, 32))}
+    assert prunable(groups) == {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)}
+    assert [groups[f"layer{s}.1.conv1"].width for s in (1, 2, 3)] == [16, 32, 64]
+
+
+def test_squeeze_excite_belongs_to_the_layer_it_scales() -> None:
+    groups = groups_of("squeeze_excite")
+    (scaled,) = [g for g in groups.values() if "conv" in g.producers]
+    assert scaled.prunable and set(scaled.producers) == {"conv", "expand"}
+    assert {m.layer for m in scaled.consumers} == {"reduce", "after"}
+    assert groups["reduce"].prunable and groups["after"].prunable
+
+
+@pytest.mark.parametrize("name", ["split", "split_backwards", "uneven_split"])
+def test_split_channels_are_refused(name: str) -> None:
+    """chunk() cuts in the middle of what is left, and split() has its sizes written down."""
+    group = groups_of(name)["conv"]
+    assert not group.prunable
+    assert group.reason is not None
+    assert group.reason.startswith(("wrong channel map", "its channels cannot be removed"))
+
+
+class ChunkAndJoin(nn.Module):
+    """After removal nothing fails here, and still each half holds channels of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu(self.conv(x)).chunk(2, 1)
+        x = torch.cat([second, first], 1)
+        return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Sliced(ChunkAndJoin):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = torch.cat([x[:, :4] * 2, x[:, 4:]], 1)
+        return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class SlicedFromTheEnd(ChunkAndJoin):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = torch.cat([x[:, :-4] * 2, x[:, -4:]], 1)
+        return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ChunkAndScale(ChunkAndJoin):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu(self.conv(x)).chunk(2, 1)
+        x = torch.cat([first * 2, second], 1)
+        return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def refused(model: nn.Module) -> bool:
+    """Whether the channels of ``conv`` are, or the whole network is, with a reason."""
+    try:
+        groups = find_groups(model.eval(), torch.randn(1, 3, 8, 8))
+    except MintError as error:
+        return str(error).startswith("The network could not be traced")
+    return not any(g.prunable for g in groups if g.name == "conv")
+
+
+@pytest.mark.parametrize("model", [ChunkAndJoin(), ChunkAndScale(), Sliced(), SlicedFromTheEnd()])
+def test_a_place_written_into_forward_is_never_silently_wrong(model: nn.Module) -> None:
+    assert refused(model)
+
+
+def test_a_dead_layer_cannot_be_proved() -> None:
+    model = build("squeeze_excite")
+    nn.init.constant_(model.get_submodule("reduce").bias, -99)  # type: ignore[arg-type]
+    (group,) = [g for g in find_groups(model, images("squeeze_excite")) if g.name == "reduce"]
+    assert group.reason == "map not verifiable: the outputs do not depend on it"
+
+
+def test_layer_norm_mlp() -> None:
+    groups = groups_of("norm_mlp")
+    assert members(groups["fc1"]) == {
+        ("fc1", "out"): straight(8),
+        ("norm", "both"): straight(8),
+        ("fc2", "in"): straight(8),
+    }
+    assert prunable(groups) == {"fc1", "fc2"}
+
+
+def test_bare_parameter() -> None:
+    groups = groups_of("layer_scale")
+    (stream,) = [g for g in groups.values() if "stem" in g.producers]
+    assert stream.prunable and members(stream)["scale", "both"] == straight(6)
+    (member,) = [m for m in stream.members if m.layer == "scale"]
+    assert member.kind == "parameter" and member.dim % 3 == 0
+    layers = stream.network.layers
+    assert (layers["scale"].outputs, layers["scale"].parameters) == (6, 6)
+
+
+def test_prelu_with_one_slope_and_with_many() -> None:
+    groups = groups_of("prelu")
+    assert set(members(groups["conv1"])) == {("conv1", "out"), ("conv2", "in")}
+    assert members(groups["conv2"])["act2", "both"] == straight(6)
+    assert prunable(groups) == {"conv1", "conv2"}
+
+
+def test_transposed_and_one_dimensional() -> None:
+    assert prunable(groups_of("transposed")) == {"conv1", "up", "conv2"}
+    assert prunable(groups_of("one_dimensional")) == {"conv1", "conv2"}
+
+
+def test_auxiliary_head_has_a_line_of_its_own() -> None:
+    groups = groups_of("auxiliary")
+    assert groups["aux"].reason == "not traced: the forward pass does not reach it"
+    assert prunable(groups) == {"conv1", "conv2"}
+
+
+def test_a_module_called_twice_is_its_own_reader() -> None:
+    (group,) = [g for g in groups_of("called_twice").values() if g.prunable]
+    assert members(group) == {
+        ("stem", "out"): straight(5),
+        ("shared", "out"): straight(5),
+        ("shared", "in"): straight(5),
+        ("fc", "in"): straight(5),
+    }
+
+
+def test_normalisations_without_parameters() -> None:
+    groups = groups_of("plain_norms")
+    assert prunable(groups) == {"conv1", "conv2", "conv3", "conv4"}
+    assert groups["conv3"].width == 4  # a position is a channel of both groups of the GroupNorm
+    assert members(groups["conv3"])["norm3", "both"] == (list(range(8)), [0, 1, 2, 3] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "reason"),
+    [
+        ("tied_weights", "a", "a shares a parameter with b"),
+        ("tied_weights", "stem", "a shares a parameter with b"),
+        ("tracked_instance_norm", "conv1", "its channels cannot be removed: RuntimeError: running_mean"),
+        ("wide_layer_norm", "conv1", "its channels cannot be removed"),
+        ("wide_layer_norm_affine", "conv1", "wrong channel map"),
+        ("fixed_shape", "conv1", "its channels cannot be removed: RuntimeError: shape"),
+        ("grouped_transposed", "up", "its channels cannot be removed"),
+        ("multiplier", "conv1", "only one channel"),
+        ("multiplier", "dw", "map not verifiable: fewer than three"),
+        ("divider", "dw", "wrong channel map"),
+        ("pair", "conv1", "map not verifiable: fewer than three"),
+    ],
+)
+def test_refused_with_the_reason(name: str, group: str, reason: str) -> None:
+    found = groups_of(name)[group]
+    assert not found.prunable
+    assert found.reason is not None and found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_is_accounted_for(name: str) -> None:
+    groups = groups_of(name)
+    for group in groups.values():
+        assert group.prunable == (group.reason is None)
+    produced = {m.layer for g in groups.values() for m in g.members if m.side != "in"} | set(groups)
+    model = build(name)
+    assert {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)} <= produced
+    network = next(iter(groups.values())).network
+    assert network.parameters == parameters(model)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_is_left_as_it_was(name: str) -> None:
+    model = build(name).train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    found = find_groups(model, images(name))
+    assert any(g.prunable for g in found)  # frozen networks are traced all the same
+    assert all(m.training for m in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def swapped(group: ChannelGroup, layer: str, first: int, second: int) -> ChannelGroup:
+    """The group with two positions exchanged in what one reader is said to read."""
+
+    def wrong(member: Member) -> Member:
+        if (member.layer, member.side) != (layer, "in"):
+            return member
+        exchange = np.arange(group.width)
+        exchange[[first, second]] = second, first
+        return replace(member, positions=exchange[member.positions])
+
+    return replace(group, members=tuple(wrong(m) for m in group.members))
+
+
+def fault(name: str, group: ChannelGroup) -> str | None:
+    model, x = groups_module._double(build(name)), images(name).double()
+    outputs = groups_module._outputs(model, (x,))
+    generator = torch.Generator().manual_seed(0)
+    return groups_module._fault(model, group, dict(model.named_modules()), (x,), outputs, generator)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "reader"),
+    [
+        ("chain", "conv1", "conv2"),
+        ("residual", "b.conv2", "a.conv1"),
+        ("concat", "right", "join"),
+        ("grouped", "conv2", "conv3"),
+        ("flatten", "conv", "fc1"),
+        ("norm_mlp", "fc1", "fc2"),
+        ("depthwise", "dw", "project"),
+    ],
+)
+def test_two_positions_swapped_in_one_reader_are_caught(name: str, group: str, reader: str) -> None:
+    right = groups_of(name)[group]
+    assert fault(name, right) is None
+    for first in range(right.width):
+        for second in range(first):
+            reason = fault(name, swapped(right, reader, first, second))
+            assert reason is not None and reason.startswith("wrong channel map")
+
+
+def test_every_wrong_map_of_a_narrow_group_is_caught() -> None:
+    """Also those that a single cyclic shift of the positions cannot tell from the right one."""
+    from itertools import permutations
+
+    right = groups_of("concat")["right"]
+    for order in permutations(range(3)):
+        wrong = tuple(
+            replace(m, positions=np.array(order)[m.positions]) if m.side == "in" else m for m in right.members
+        )
+        reason = fault("concat", replace(right, members=wrong))
+        assert (reason is None) == (order == (0, 1, 2)), order
+
+
+def test_ignored_with_children() -> None:
+    groups = groups_of("residual", ignore=["a"])
+    assert groups["a.conv1"].reason == "ignored by the user (a.conv1)"
+    (stream,) = [g for g in groups.values() if "stem" in g.producers]
+    assert stream.reason == "ignored by the user (a.conv2)"
+    assert prunable(groups) == {"b.conv1"}
+
+
+def test_ignoring_what_only_passes_channels_on_keeps_them_too() -> None:
+    assert "conv1" not in prunable(groups_of("chain", ignore=["bn*"]))
+    assert prunable(groups_of("depthwise", ignore=["dw"])) == {"project"}
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    with pytest.raises(MintError, match=r"'nothing\*' matches no layer. Layers are named like conv1, bn1"):
+        groups_of("chain", ignore=["conv1", "nothing*"])
+
+
+class Fails(nn.Module):
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.conv, self.message = nn.Conv2d(3, 3, 3), message
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError(self.message)
+
+
+@pytest.mark.parametrize("message", ["", "wrong size\nand more"])
+def test_a_forward_that_fails_is_one_line(message: str) -> None:
+    with pytest.raises(MintError, match="The network could not be traced: AssertionError") as raised:
+        find_groups(Fails(message), torch.randn(1, 3, 4, 4))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_constant_image_will_do() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False))
+    model.append(nn.Flatten()).append(nn.Linear(16, 2))
+    found = {g.name: g.prunable for g in find_groups(model, torch.zeros(1, 3, 6, 6))}
+    assert found == {"0": True, "2": True, "4": False}
+
+
+class Shuffled(nn.Module):
+    """Sub-pixel convolution: four channels become one, which no graph of channels knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 16, 3), nn.Conv2d(4, 5, 3)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.after(F.pixel_shuffle(self.conv(x), 2)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 5, 3)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.after(F.glu(self.conv(x), 1)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ChannelShuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.after(F.channel_shuffle(self.conv(x), 2)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [Shuffled(), Gated(), ChannelShuffle()])
+def test_what_the_graph_does_not_know_is_refused(model: nn.Module) -> None:
+    assert refused(model)
+
+
+def test_the_same_groups_whenever_asked() -> None:
+    one, other = (find_groups(Chain().eval(), images("chain")) for _ in range(2))
+    assert [(g.name, g.prunable, members(g)) for g in one] == [
+        (g.name, g.prunable, members(g)) for g in other
+    ]

@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from mint_compress.groups import ChannelGroup
+from mint_compress.channels import ChannelGroup
 from mint_compress.planning import PruningPlan, make_plan
 
 

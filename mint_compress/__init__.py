@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mint_compress.benchmarking import benchmark
     from mint_compress.calibration import Calibration, calibrate
+    from mint_compress.channels import ChannelGroup
     from mint_compress.checkpoints import save
     from mint_compress.compensation import compensate_
     from mint_compress.compression import compress
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mint_compress.evaluation import accuracy
     from mint_compress.exporting import export
     from mint_compress.finetuning import finetune
-    from mint_compress.groups import ChannelGroup, find_groups
+    from mint_compress.groups import find_groups
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.models import load, load_model
     from mint_compress.planning import Budget, PruningPlan, plan
@@ -33,7 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "planning",
     "Calibration": "calibration",
-    "ChannelGroup": "groups",
+    "ChannelGroup": "channels",
     "ChannelScores": "scoring",
     "CheckFailed": "errors",
     "Data": "data",

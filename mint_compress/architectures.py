@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mint_compress import zoo
 from mint_compress.checkpoints import Builder
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, first_line
 from mint_compress.unpickling import DAMAGED, inside, searching_here
 
 TIERS = ("zoo", "torchvision", "timm")
@@ -148,7 +148,7 @@ def build(builder: Builder) -> nn.Module:
 
 def _unbuildable(builder: Builder, error: BaseException) -> MintError:
     given = builder.kwargs or "its defaults"
-    return MintError(f"{builder.name} cannot be built with {given}: {_first_line(error)}")
+    return MintError(f"{builder.name} cannot be built with {given}: {first_line(error)}")
 
 
 def outline(name: str, kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -213,7 +213,7 @@ def _found(spec: str) -> Callable[..., Any]:
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, SyntaxError, NameError, *DAMAGED) as error:
-        raise MintError(f"{spec} cannot be imported: {_first_line(error)}") from None
+        raise MintError(f"{spec} cannot be imported: {first_line(error)}") from None
     if not callable(found) or isinstance(found, nn.Module):
         raise MintError(f"{spec} is a {type(found).__name__}, not a function or class that makes a network.")
     return found  # type: ignore[no-any-return]
@@ -227,15 +227,11 @@ def _called(builder: Builder) -> nn.Module:
     except (ImportError, NameError, *DAMAGED) as error:
         raise MintError(
             f"{builder.name} failed when it was called with {builder.kwargs or 'no arguments'}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     if not isinstance(made, nn.Module):
         raise MintError(f"{builder.name} returned a {type(made).__name__}, not a torch.nn.Module.")
     return made
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def original_input_shape(name: str) -> tuple[int, ...]:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.counting import Progress, evaluating
+from mint_compress.channels import ChannelGroup, consumer_units
+from mint_compress.counting import Progress, evaluating, hooked
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError
-from mint_compress.groups import ChannelGroup, consumer_units
 from mint_compress.patches import (
     channel_groups,
     in_channels,
@@ -27,8 +27,10 @@ from mint_compress.patches import (
 
 MAX_COLUMNS = 8192
 """Above this many columns a layer is described by its channels' contributions instead of its patches."""
+WIDE = 1024
+"""Rows wider than this are multiplied batch by batch in float32; sums are always float64."""
 ROWS_PER_COLUMN = 16
-LEAST_ROWS = 32768
+LEAST_ROWS = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +98,17 @@ class MomentSum:
 
     def add(self, rows: Tensor) -> None:
         """Add ``(groups, n, columns)`` rows."""
-        rows = rows.double()
+        groups, count, size = rows.shape
         if self._shift is None:
-            self._shift = rows.mean(1, keepdim=True)
-            size = rows.shape[2]
-            self._first = rows.new_zeros(rows.shape[0], 1, size)
-            self._second = rows.new_zeros(rows.shape[0], size, size)
+            self._shift = rows.mean(1, keepdim=True).double()
+            self._first = torch.zeros(groups, 1, size, dtype=torch.float64, device=rows.device)
+            self._second = torch.zeros(groups, size, size, dtype=torch.float64, device=rows.device)
         assert self._first is not None and self._second is not None
-        rows = rows - self._shift
+        # one batch of wide rows is multiplied in its own precision, which is that of the network
+        rows = rows.double() - self._shift if size <= WIDE else rows - self._shift.to(rows.dtype)
         self._first += rows.sum(1, keepdim=True)
-        self._second.baddbmm_(rows.transpose(1, 2), rows)
-        self.rows += rows.shape[1]
+        self._second += rows.transpose(1, 2) @ rows
+        self.rows += count
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
@@ -136,11 +138,8 @@ def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor
         return lambda layer, inputs, output: see(name, inputs[0], output)
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def rows_wanted(columns: int, images: int) -> int:

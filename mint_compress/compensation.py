@@ -125,7 +125,7 @@ def compensate_(
             reached = {p.advance() for p in (*passes, *references)}
             if reached != {name}:
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
-            norm = ours.get(neighbours.norms.get(name, ""))
+            norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
             fit = _Fit(layer, len(images), norm is not None or layer.bias is not None)
             target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
             for mine, reference in zip(passes, references, strict=True):
@@ -152,7 +152,7 @@ def _layers_to_repair(
     modules, order = dict(model.named_modules()), neighbours.calls
     starved = {c.layer for c in plan.cuts if c.side == "in"}
     first = next((i for i, n in enumerate(order) if n in starved), len(order))
-    chosen = [n for n in order[first:] if (everywhere or n in starved) and order.count(n) == 1]
+    chosen = [n for n in order[first:] if (everywhere or n in starved) and n in neighbours.simple]
     return {n: modules[n] for n in chosen if not getattr(modules[n], "transposed", False)}
 
 

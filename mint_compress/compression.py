@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mint_compress.benchmarking import benchmark
 from mint_compress.calibration import calibrate
+from mint_compress.channels import ChannelGroup
 from mint_compress.checkpoints import builder_of, input_shape_of, save
 from mint_compress.compensation import compensate_
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
@@ -30,7 +31,7 @@ from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy, chance_warning
 from mint_compress.exporting import export, find_exporter
 from mint_compress.finetuning import finetune
-from mint_compress.groups import ChannelGroup, find_groups
+from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import Outputs, check_options, outputs
 from mint_compress.planning import Budget, PruningPlan

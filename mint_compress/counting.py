@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) by every long stage; cli.py draws a bar from it."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.PReLU,
+)
+"""Layers in which one channel is input and output at once."""
 
 
 def parameters(module: nn.Module) -> int:
     """Number of elements of all parameters, a shared parameter counted once."""
     return sum(p.numel() for p in module.parameters())
+
+
+def shared_parameters(module: nn.Module) -> dict[str, str]:
+    """Name of every submodule that holds a parameter in common with another -> that other one's name."""
+    owners: dict[int, list[str]] = {}
+    for name, part in module.named_modules():
+        for parameter in part.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return {
+        name: other
+        for names in owners.values()
+        for name, other in zip(names, names[1:] + names[:1], strict=True)
+        if name != other
+    }
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take the hooks away at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -70,10 +103,6 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
     for name, layer in module.named_modules():
         if isinstance(layer, WEIGHTED):
             handles.append(layer.register_forward_hook(hook(name)))
-    try:
-        with evaluating(module), torch.no_grad():
-            module(*example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(module), torch.no_grad():
+        module(*example_inputs)
     return counts

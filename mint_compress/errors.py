@@ -11,3 +11,8 @@ class CheckFailed(MintError):
     """A claim the program checks about its own output did not hold (receipt, parity). Exit status 1."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """What any exception says, in one line: its type and the start of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")

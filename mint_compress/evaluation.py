@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,29 +9,7 @@ from mint_compress.counting import Progress, evaluating
 from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device
 from mint_compress.errors import MintError
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The logits in what a network returned: the tensor itself, or the first in a dict or tuple.
-
-    Raises
-    ------
-    MintError
-        When there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    values = (
-        output.values()
-        if isinstance(output, Mapping)
-        else output
-        if isinstance(output, (tuple, list))
-        else ()
-    )
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise MintError(f"The network returns a {type(output).__name__} without a tensor; logits are needed.")
+from mint_compress.outputs import first_tensor
 
 
 def accuracy(

@@ -18,7 +18,8 @@ from mint_compress.counting import Progress, evaluating
 from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device, seeded
 from mint_compress.errors import MintError
-from mint_compress.evaluation import accuracy, first_tensor
+from mint_compress.evaluation import accuracy
+from mint_compress.outputs import first_tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,9 +11,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from mint_compress.calibration import calibrate, model_inputs
+from mint_compress.channels import ChannelGroup
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
-from mint_compress.groups import ChannelGroup, find_groups
+from mint_compress.groups import find_groups
 from mint_compress.scoring import ChannelScores, score, uses_samples
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.calibration import forward
+from mint_compress.counting import hooked
 
 
 class _Abandoned(BaseException):
@@ -136,11 +137,10 @@ def lockstep(
     for name, point in (remember or {}).items():
         handles.append(point.module.register_forward_hook(_remember_hook(name, point)))
     passes: list[Pass] = []
-    try:
-        passes.extend(Pass(model, batch) for batch in batches)
-        yield passes
-    finally:
-        for one in passes:
-            one.abandon()
-        for handle in handles:
-            handle.remove()
+    with hooked(handles):
+        try:
+            passes.extend(Pass(model, batch) for batch in batches)
+            yield passes
+        finally:
+            for one in passes:
+                one.abandon()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting import Array, Session, on_cpu
+from mint_compress.outputs import tensors_in
 
 BATCHES = (1, 7)
 """Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""
@@ -69,7 +69,7 @@ def check_parity(
     agreed: list[Array] = []
     with on_cpu(model) as reference, torch.no_grad():
         for batch in _batches(inputs):
-            expected = [output.numpy() for output in _flatten(reference(*batch))]
+            expected = [output.numpy() for output in tensors_in(reference(*batch))]
             got = session.run(tuple(x.numpy() for x in batch))
             _same_shapes(expected, got)
             gaps.append(
@@ -104,17 +104,6 @@ def _batches(inputs: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, .
     for size, end in ((single, full), (full, len(inputs[0]))):
         for start in range(0, end, size):
             yield tuple(x[start : min(start + size, end)] for x in inputs)
-
-
-def _flatten(output: Any) -> list[torch.Tensor]:
-    """Tensors of a nested output in the order in which an export lists them."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for item in output for tensor in _flatten(item)]
-    return []
 
 
 def _same_shapes(expected: list[Array], got: list[Array]) -> None:

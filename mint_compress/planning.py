@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mint_compress.channels import ChannelGroup, LayerShape, Network
 from mint_compress.errors import MintError
-from mint_compress.groups import ChannelGroup, LayerShape, Network
 from mint_compress.scoring import ChannelScores, block_of
 
 PLAN_FORMAT = 1

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
-from mint_compress.groups import cut_, slicer_of
 from mint_compress.planning import LayerCut, PruningPlan
+from mint_compress.slicing import cut_, slicer_of
 
 REMEDY = "The plan was made for another network; write a new one with --dry-run."
 

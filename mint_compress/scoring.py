@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mint_compress.calibration import Calibration
+from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
 from mint_compress.estimators.gaussian import eliminate, regression
-from mint_compress.groups import ChannelGroup, unit_offsets
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.calibration import forward
-from mint_compress.counting import WEIGHTED, evaluating
+from mint_compress.counting import WEIGHTED, evaluating, hooked, shared_parameters
+from mint_compress.patches import is_plain
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
 
@@ -45,6 +46,7 @@ class Topology:
     calls: tuple[str, ...] = ()
     norms: dict[str, str] = field(default_factory=dict)
     shortcuts: dict[str, Shortcut] = field(default_factory=dict)
+    simple: frozenset[str] = frozenset()
 
 
 def trace(model: nn.Module, batch: Any) -> Topology:
@@ -53,8 +55,15 @@ def trace(model: nn.Module, batch: Any) -> Topology:
     with watch.hooked(model), evaluating(model), torch.no_grad(), _Additions(watch.added):
         forward(model, batch)
     once = {name for name in watch.calls if watch.calls.count(name) == 1}
-    norms = {n: b for n, b in watch.norms.items() if n in once and watch.readers[n] == 1}
-    return Topology(tuple(watch.calls), norms, {n: s for n, s in watch.shortcuts.items() if n in once})
+    norm_calls = list(watch.norms.values())
+    norms = {
+        n: b
+        for n, b in watch.norms.items()
+        if n in once and watch.readers[n] == 1 and norm_calls.count(b) == 1
+    }
+    shortcuts = {n: s for n, s in watch.shortcuts.items() if n in once}
+    simple = frozenset((once & watch.plain) - shared_parameters(model).keys())
+    return Topology(tuple(watch.calls), norms, shortcuts, simple)
 
 
 class _Watch:
@@ -64,6 +73,7 @@ class _Watch:
         self.calls: list[str] = []
         self.norms: dict[str, str] = {}
         self.readers: dict[str, int] = {}
+        self.plain: set[str] = set()
         self.shortcuts: dict[str, Shortcut] = {}
         self._held: list[Tensor] = []
         self._layer_of: dict[int, str] = {}
@@ -74,11 +84,8 @@ class _Watch:
     def hooked(self, model: nn.Module) -> Iterator[None]:
         leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
         handles = [m.register_forward_hook(self._hook(n)) for n, m in leaves]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
         def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -92,6 +99,8 @@ class _Watch:
             if weighted:
                 self._seen_at.setdefault(id(given), (Shortcut(name, "input"), len(self.calls)))
                 self.calls.append(name)
+                if is_plain(module, given, output):
+                    self.plain.add(name)
                 self._layer_of[id(output)] = self._branch_of[id(output)] = name
             elif source is not None and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 if module.track_running_stats:

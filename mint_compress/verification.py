@@ -14,7 +14,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mint_compress.counting import CONVOLUTIONS, WEIGHTED, Progress, evaluating, layer_macs, parameters
+from mint_compress.counting import (
+    CONVOLUTIONS,
+    WEIGHTED,
+    Progress,
+    evaluating,
+    hooked,
+    layer_macs,
+    parameters,
+)
+from mint_compress.devices import device_of
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting import ExportResult, find_exporter
 from mint_compress.parity import Parity, as_tuple, check_parity
@@ -304,19 +313,14 @@ def _called(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> list[
         module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
         for name, module in model.named_modules()
     ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*_beside(model, example_inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), torch.no_grad():
+        model(*_beside(model, example_inputs))
     return list(order)
 
 
 def _beside(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """The inputs on the device of the model."""
-    parameter = next(model.parameters(), None)
-    return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
+    return tuple(x.to(device_of(model)) for x in inputs)
 
 
 def _weights(model: nn.Module) -> dict[str, int]:

@@ -18,10 +18,11 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 
 # Data goes from top to bottom: a file imports only what stands before it.
 ORDER = [
-    *("errors", "options", "arguments", "counting", "devices", "zoo"),
+    *("errors", "options", "arguments", "counting", "outputs", "devices", "zoo"),
     *("shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
     *("datasets", "splitting", "loaders", "arrays", "data"),
-    *("groups", "patches", "calibration", "estimators", "scoring", "planning"),
+    *("channels", "slicing", "patches", "proving", "groups"),
+    *("calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "compensation", "evaluation", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting"),
     *("importance", "compression", "cli"),
@@ -102,7 +103,7 @@ def test_every_place_in_the_order_is_a_file() -> None:
 
 def test_only_three_files_know_torch_pruning() -> None:
     assert importers("torch_pruning") == {
-        f"mint_compress.{one}" for one in ("groups", "importance", "pruning")
+        f"mint_compress.{one}" for one in ("groups", "importance", "slicing")
     }
 
 

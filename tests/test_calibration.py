@@ -17,8 +17,9 @@ from mint_compress.calibration import (
     contribution_units,
     rows_wanted,
 )
+from mint_compress.channels import consumer_units, unit_offsets
 from mint_compress.errors import MintError
-from mint_compress.groups import consumer_units, find_groups, unit_offsets
+from mint_compress.groups import find_groups
 from mint_compress.patches import input_rows, output_positions, output_rows
 
 

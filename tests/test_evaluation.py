@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from mint_compress.datasets import ArrayDataset
 from mint_compress.devices import device_of, placed, resolve_device, seeded
 from mint_compress.errors import MintError
-from mint_compress.evaluation import accuracy, chance_warning, first_tensor
+from mint_compress.evaluation import accuracy, chance_warning
+from mint_compress.outputs import first_tensor
 
 # ---- devices
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, Chain, build, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mint_compress import groups as groups_module
+from mint_compress.channels import ChannelGroup, consumer_units, unit_offsets
 from mint_compress.counting import parameters
 from mint_compress.errors import MintError
-from mint_compress.groups import ChannelGroup, Member, consumer_units, find_groups, unit_offsets
+from mint_compress.groups import find_groups
 from mint_compress.zoo import BUILDERS
 
 
@@ -302,60 +300,6 @@ def test_the_network_is_left_as_it_was(name: str) -> None:
     assert all(m.training for m in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-
-
-def swapped(group: ChannelGroup, layer: str, first: int, second: int) -> ChannelGroup:
-    """The group with two positions exchanged in what one reader is said to read."""
-
-    def wrong(member: Member) -> Member:
-        if (member.layer, member.side) != (layer, "in"):
-            return member
-        exchange = np.arange(group.width)
-        exchange[[first, second]] = second, first
-        return replace(member, positions=exchange[member.positions])
-
-    return replace(group, members=tuple(wrong(m) for m in group.members))
-
-
-def fault(name: str, group: ChannelGroup) -> str | None:
-    model, x = groups_module._double(build(name)), images(name).double()
-    outputs = groups_module._outputs(model, (x,))
-    generator = torch.Generator().manual_seed(0)
-    return groups_module._fault(model, group, dict(model.named_modules()), (x,), outputs, generator)
-
-
-@pytest.mark.parametrize(
-    ("name", "group", "reader"),
-    [
-        ("chain", "conv1", "conv2"),
-        ("residual", "b.conv2", "a.conv1"),
-        ("concat", "right", "join"),
-        ("grouped", "conv2", "conv3"),
-        ("flatten", "conv", "fc1"),
-        ("norm_mlp", "fc1", "fc2"),
-        ("depthwise", "dw", "project"),
-    ],
-)
-def test_two_positions_swapped_in_one_reader_are_caught(name: str, group: str, reader: str) -> None:
-    right = groups_of(name)[group]
-    assert fault(name, right) is None
-    for first in range(right.width):
-        for second in range(first):
-            reason = fault(name, swapped(right, reader, first, second))
-            assert reason is not None and reason.startswith("wrong channel map")
-
-
-def test_every_wrong_map_of_a_narrow_group_is_caught() -> None:
-    """Also those that a single cyclic shift of the positions cannot tell from the right one."""
-    from itertools import permutations
-
-    right = groups_of("concat")["right"]
-    for order in permutations(range(3)):
-        wrong = tuple(
-            replace(m, positions=np.array(order)[m.positions]) if m.side == "in" else m for m in right.members
-        )
-        reason = fault("concat", replace(right, members=wrong))
-        assert (reason is None) == (order == (0, 1, 2)), order
 
 
 def test_ignored_with_children() -> None:

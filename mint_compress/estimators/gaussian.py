@@ -26,8 +26,10 @@ from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators.samples import Samples, check_samples, check_share
 
-EXACT_COLUMNS = 2400
-"""Up to this many columns a problem is down-dated after every single removal."""
+EXACT_COLUMNS = 1200
+"""Up to about this many columns a problem is down-dated after every single removal."""
+COMPACT_BELOW = 0.75
+"""Share of the columns that are left at which a problem's matrices are made smaller."""
 
 
 @dataclass
@@ -67,8 +69,9 @@ class Regression:
         precision = torch.where(both, precision, eye)  # padding stands apart and weighs nothing
         weight = self.weight[safe] * present[:, :, None]
         factor = _cholesky(precision, "of the parents that are left")
-        share: Tensor = torch.linalg.solve_triangular(factor, weight, upper=False)
-        return share.square().sum(1)
+        # the blocks are small and the children many: invert the one, multiply with the other
+        inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        return (inverse @ weight).square().sum(1)
 
     def remove(self, units: Tensor) -> None:
         """Take the units' columns out: down-date precision, weight and noise, in place."""
@@ -85,6 +88,24 @@ class Regression:
         self.weight[gone] = 0
         self.precision[gone] = 0
         self.precision[:, gone] = 0
+
+    def compact_(self, left: Tensor) -> None:
+        """Drop rows and columns of units that are gone from a wide problem, once enough are."""
+        if len(self.precision) <= EXACT_COLUMNS:
+            return
+        stays = torch.ones(len(self.precision), dtype=torch.bool, device=left.device)
+        stays[self.blocks[self.blocks >= 0]] = False
+        mine = self.blocks[left]
+        stays[mine[mine >= 0]] = True
+        kept = stays.nonzero()[:, 0]
+        if len(kept) > COMPACT_BELOW * len(stays):
+            return
+        place = torch.full((len(stays),), -1, device=left.device)
+        place[kept] = torch.arange(len(kept), device=left.device)
+        blocks = torch.full_like(self.blocks, -1)
+        blocks[left] = torch.where(mine >= 0, place[mine.clamp_min(0)], -1)
+        self.precision = self.precision[kept][:, kept]
+        self.weight, self.blocks = self.weight[kept], blocks
 
     def restricted(self, units: Tensor) -> Regression:
         """The same problem as far as these units see it: exact for removals among themselves."""
@@ -212,7 +233,7 @@ def eliminate(
     """
     device = problems[0].weight.device
     left = torch.arange(units, device=device)
-    batch = max(1, max(len(p.precision) for p in problems) // EXACT_COLUMNS)
+    batch = max(1, int((max(len(p.precision) for p in problems) / EXACT_COLUMNS) ** 2))
     order: list[Tensor] = []
     losses: list[Tensor] = []
     while len(left):
@@ -225,6 +246,8 @@ def eliminate(
         for problem in problems:
             problem.remove(going)
         left = left[~torch.isin(left, going)]
+        for problem in problems:
+            problem.compact_(left)
         order.append(going)
         losses.append(lost)
         if step:
@@ -240,7 +263,7 @@ def _cheapest(
     Two copies of a channel are both cheap, so both are candidates, and the small problem sees that
     the second one is dear once the first is gone.
     """
-    candidates = left[torch.argsort(scores, stable=True)[: 8 * batch]].sort().values
+    candidates = left[torch.argsort(scores, stable=True)[: 4 * batch]].sort().values
     small = [p.restricted(candidates) for p in problems]
     there = torch.arange(len(candidates), device=left.device)
     order: list[int] = []

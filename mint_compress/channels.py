@@ -1,0 +1,174 @@
+"""What a channel group is: the positions that go together, the layer sides they touch, what layers count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Side = Literal["out", "in", "both"]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One side of one layer (or a bare parameter) whose channels belong to a group.
+
+    Attributes
+    ----------
+    layer
+        Qualified name of the module, or of the parameter when ``kind`` is ``"parameter"``.
+    kind
+        ``conv``, ``depthwise``, ``linear``, ``norm``, ``embedding`` or ``parameter``.
+    side
+        ``out``: the layer's output channels; ``in``: its input channels; ``both``: one channel is
+        both (normalisation, depthwise convolution).
+    channels, positions
+        ``(m,)`` each: the layer's channel ``channels[i]`` is at the group's ``positions[i]``.
+    channel_groups
+        Channel groups of the layer on that side (grouped convolution, GroupNorm), else 1.
+    dim
+        The dimension that is cut, for a bare parameter.
+    total
+        All channels of the layer on that side.
+    """
+
+    layer: str
+    kind: str
+    side: Side
+    channels: Indices
+    positions: Indices
+    channel_groups: int = 1
+    dim: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer counts, as a function of its channels.
+
+    Attributes
+    ----------
+    inputs, outputs
+        Channels on each side; a layer whose channels are both (a norm) has only outputs.
+    weights
+        Elements of the weight, which scale with both sides.
+    per_output
+        Further parameters per output channel (the bias).
+    fixed
+        Parameters that do not scale.
+    macs
+        Multiply-accumulate operations of one sample; they scale as the weights do.
+    """
+
+    inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
+    per_output: int = 0
+    fixed: int = 0
+    macs: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the layer."""
+        return self.weights + self.per_output * self.outputs + self.fixed
+
+    def after(self, inputs_gone: int, outputs_gone: int) -> tuple[int, int]:
+        """Parameters and MACs once so many channels are gone on each side."""
+        inputs, outputs = self.inputs - inputs_gone, self.outputs - outputs_gone
+        scale, whole = outputs * (inputs or 1), self.outputs * (self.inputs or 1) or 1
+        weights = self.weights * scale // whole
+        return weights + self.per_output * outputs + self.fixed, self.macs * scale // whole
+
+
+@dataclass(frozen=True)
+class Network:
+    """Every layer that has parameters, by qualified name."""
+
+    layers: Mapping[str, LayerShape] = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole network."""
+        return sum(layer.parameters for layer in self.layers.values())
+
+    @property
+    def macs(self) -> int:
+        """MACs of one sample."""
+        return sum(layer.macs for layer in self.layers.values())
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that can only go together, along the dependency graph.
+
+    Attributes
+    ----------
+    name
+        Qualified name of the first producer.
+    width
+        Number of positions; a position is what is kept or removed at once.
+    members
+        Every layer side the positions touch.
+    prunable, reason
+        Whether positions may go, and if not, why not.
+    network
+        What every layer of the network counts; the same for all its groups.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...] = field(repr=False)
+    prunable: bool = True
+    reason: str | None = None
+    network: Network = field(repr=False, default_factory=lambda: Network({}))
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the layers that make these channels."""
+        return tuple(
+            m.layer for m in self.members if m.side == "out" and m.kind in ("conv", "linear", "embedding")
+        )
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The layers that read these channels, with the map from their inputs to the positions."""
+        return tuple(m for m in self.members if m.side == "in")
+
+    def left_alone(self, reason: str) -> ChannelGroup:
+        """The same group, not prunable for ``reason``."""
+        return replace(self, prunable=False, reason=reason)
+
+
+def consumer_units(groups: Sequence[ChannelGroup]) -> dict[str, torch.Tensor]:
+    """For every layer that reads prunable channels, the unit each input channel belongs to.
+
+    Units number the positions of all prunable groups in turn (:func:`unit_offsets`); a channel
+    that stays has -1.
+
+    Returns
+    -------
+    dict
+        Layer name -> ``(C_in,)`` int64.
+    """
+    offsets = unit_offsets(groups)
+    units: dict[str, torch.Tensor] = {}
+    for group in groups:
+        for member in group.consumers if group.prunable else ():
+            own = units.setdefault(member.layer, torch.full((member.total,), -1))
+            own[torch.from_numpy(member.channels)] = torch.from_numpy(member.positions) + offsets[group.name]
+    return units
+
+
+def unit_offsets(groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """Group name -> unit number of its first position; prunable groups only."""
+    offsets, total = {}, 0
+    for group in groups:
+        if group.prunable:
+            offsets[group.name] = total
+            total += group.width
+    return offsets

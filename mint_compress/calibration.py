@@ -30,7 +30,7 @@ MAX_COLUMNS = 8192
 WIDE = 1024
 """Rows wider than this are multiplied batch by batch in float32; sums are always float64."""
 ROWS_PER_COLUMN = 16
-LEAST_ROWS = 16384
+LEAST_ROWS = 32768
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.benchmarking import benchmark
 from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
-from mint_compress.checkpoints import builder_of, input_shape_of, save
+from mint_compress.checkpoints import input_shape_of
 from mint_compress.compensation import compensate_
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
 from mint_compress.data import Data, load_data, synthetic_images
 from mint_compress.devices import resolve_device
 from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy, chance_warning
-from mint_compress.exporting import export, find_exporter
+from mint_compress.exporting import find_exporter
 from mint_compress.finetuning import finetune
 from mint_compress.groups import find_groups
 from mint_compress.models import load_model
-from mint_compress.options import Outputs, check_options, outputs
+from mint_compress.options import check_options, outputs
 from mint_compress.planning import Budget, PruningPlan
 from mint_compress.planning import plan as make_plan
 from mint_compress.pruning import prune_
 from mint_compress.reporting import Report
 from mint_compress.scoring import score, uses_samples
-from mint_compress.verification import layer_counts, verify
+from mint_compress.shipping import ship, write_plan
+from mint_compress.verification import layer_counts
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +44,6 @@ SAMPLES_PER_CLASS = 250
 BATCH = 64
 ACTIVATIONS = 4 * 2**30
 """Bytes that calibration may keep alive; larger networks get fewer images by default."""
-PARITY_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,6 @@ class _Settings:
     device: torch.device
     seed: int
     estimator: str
-    calibration_images: int | None
     samples_per_class: int | None
     progress: Progress | None
 
@@ -168,13 +162,13 @@ def compress(
     )
     example = torch.zeros(1, *shape)
     found = find_groups(original, example, ignore=ignore)
-    settings = _Settings(where, seed, estimator, calibration_images, samples_per_class, progress)
+    settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         seed=seed, command=command, versions=_versions(),
     )  # fmt: skip
     original.to(where)
-    images, drawn = _draw(original, data, shape, settings, _wanted(settings))
+    images, drawn = _draw(original, data, shape, settings, calibration_images, CALIBRATION_IMAGES)
     notes += drawn
     if plan is None:
         assert ratio is not None
@@ -188,7 +182,7 @@ def compress(
     pruned = prune_(copy.deepcopy(original), plan)
     report = replace(report, **_counted(original, pruned, plan, found, example.to(where)), notes=notes)
     if dry_run:
-        return pruned.cpu().eval(), _write_plan(report, plan, target)
+        return pruned.cpu().eval(), write_plan(report, plan, target)
 
     scores = {"original": _accuracy(original, data, settings), "pruned": _accuracy(pruned, data, settings)}
     if data is not None and (warning := chance_warning(scores["original"] or 0.0, data.classes)):
@@ -206,12 +200,10 @@ def compress(
     report = replace(report, accuracy=scores, notes=notes)
     original, pruned = original.cpu().eval(), pruned.cpu().eval()
     if target is not None:
-        inputs = images.cpu()
-        with _staging(target) as stage:
-            report = _ship(
-                report, original, pruned, plan, inputs, stage, target, provider=provider,
-                threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
-            )  # fmt: skip
+        report = ship(
+            report, original, pruned, plan, images.cpu(), target, provider=provider,
+            threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
+        )  # fmt: skip
     return pruned, report
 
 
@@ -242,23 +234,24 @@ def _open_data(
     return None, tuple(shape)
 
 
-def _wanted(settings: _Settings) -> tuple[int, bool]:
-    """Images for the repair (and the gaussian scores), and whether the user asked for that number."""
-    return settings.calibration_images or CALIBRATION_IMAGES, settings.calibration_images is not None
-
-
 def _draw(
-    model: nn.Module, data: Data | None, shape: tuple[int, ...], settings: _Settings, wanted: tuple[int, bool]
+    model: nn.Module,
+    data: Data | None,
+    shape: tuple[int, ...],
+    settings: _Settings,
+    asked: int | None,
+    default: int,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Calibration images on the device: class-balanced from the training split, or synthetic."""
-    count, asked = wanted
-    if not asked:
-        count = min(count, max(8, ACTIVATIONS // _activation_bytes(model, shape, settings.device)))
+    if asked is None:
+        count = min(default, max(8, ACTIVATIONS // _activation_bytes(model, shape, settings.device)))
+    else:
+        count = asked
     if data is None:
         images = synthetic_images(count, shape, seed=settings.seed)
     else:
         images, _ = data.calibration(count, seed=settings.seed)
-        if asked and len(images) < count:
+        if asked is not None and len(images) < asked:
             raise MintError(
                 f"{count} calibration images were asked for, but the training split has {len(images)}. "
                 "Ask for fewer."
@@ -298,8 +291,9 @@ def _plan(
     notes: tuple[str, ...] = ()
     if samples:
         each = settings.samples_per_class or SAMPLES_PER_CLASS
-        wanted = each * (data.classes if data else 10), settings.samples_per_class is not None
-        images, drawn = _draw(model, data, shape, settings, wanted)
+        count = each * (data.classes if data else 10)
+        asked = None if settings.samples_per_class is None else count
+        images, drawn = _draw(model, data, shape, settings, asked, count)
         notes = tuple(f"for {settings.estimator}, {note}" for note in drawn)
     calibration = calibrate(
         model, found, images.split(BATCH), seed=settings.seed,
@@ -340,86 +334,6 @@ def _accuracy(model: nn.Module, data: Data | None, settings: _Settings) -> float
     if data is None:
         return None
     return accuracy(model, data.test, device=settings.device, progress=settings.progress)
-
-
-def _ship(
-    report: Report,
-    original: nn.Module,
-    pruned: nn.Module,
-    plan: PruningPlan,
-    images: Tensor,
-    stage: Outputs,
-    target: Outputs,
-    *,
-    provider: str,
-    threads: int,
-    batch: int,
-    seconds: float,
-    progress: Progress | None,
-) -> Report:
-    """Write, check and time everything under temporary names; rename it only when all of it held."""
-    tell = progress or (lambda *_: None)
-    save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
-    example = (images[:2],)
-    tell("export", 0, 2)
-    exported = export(pruned, example, stage.export, metadata={"mint_compress": version("mint-compress")})
-    tell("export", 1, 2)
-    reference = export(original, example, stage.export.with_name("original" + stage.export.suffix))
-    tell("export", 2, 2)
-    weighted = {n for n, _ in pruned.named_modules()}
-    receipt, parity = verify(
-        original, pruned, exported, images[:PARITY_IMAGES],
-        predicted={n: after for n, (_, after) in plan.layers.items() if n in weighted},
-        tensors_path=stage.tensors, device=provider, threads=threads, progress=progress,
-    )  # fmt: skip
-    exporter = find_exporter(stage.export)
-    sessions = [exporter.open(r.path, device=provider, threads=threads) for r in (reference, exported)]
-    inputs = images[torch.arange(batch) % len(images)].numpy()
-    times = benchmark(sessions[0], sessions[1], (inputs,), seconds=seconds, progress=progress)
-    report = replace(
-        report,
-        receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},
-        parity={"max_abs": parity.max_abs, "max_rel": parity.max_rel, "top1": parity.top1},
-        latency_ms={side: vars(getattr(times, side)) for side in ("original", "pruned")},
-        speedup=times.speedup,
-        provider=times.provider,
-        notes=(*report.notes, *exported.notes),
-    )
-    moves = [(f, target.export.with_name(f.name)) for f in exported.files]
-    moves.append((stage.tensors, target.tensors))
-    hashes = {str(final): _sha256(made) for made, final in moves}
-    if report.model and Path(report.model).is_file():
-        hashes = {report.model: _sha256(Path(report.model)), **hashes}
-    report = replace(report, sha256=hashes)
-    stage.report.write_text(report.to_json() + "\n", encoding="utf-8")
-    for made, final in [*moves, (stage.report, target.report)]:
-        os.replace(made, final)
-    return report
-
-
-def _write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Report:
-    if target is None:
-        return report
-    with _staging(target) as stage:
-        stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
-        digest = _sha256(stage.plan)
-        os.replace(stage.plan, target.plan)
-    return replace(report, sha256={str(target.plan): digest})
-
-
-@contextmanager
-def _staging(target: Outputs) -> Iterator[Outputs]:
-    """A hidden folder beside the output, gone at the end whatever happens."""
-    folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
-    try:
-        yield outputs(Path(folder) / target.export.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

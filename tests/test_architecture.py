@@ -25,7 +25,7 @@ ORDER = [
     *("calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "compensation", "evaluation", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting"),
-    *("importance", "compression", "cli"),
+    *("shipping", "importance", "compression", "cli"),
 ]
 
 FILES = sorted([*PACKAGE.rglob("*.py"), *EXPORTERS.rglob("*.py")])

@@ -155,13 +155,16 @@ def compress(
     if target is not None:
         find_exporter(target.export)
     where = resolve_device(device)
+    tell = progress or (lambda *_: None)
+    tell("read the model", 0, 1)
     original, notes = _open_model(model, arch, trust)
+    tell("read the model", 1, 1)
     data, shape = _open_data(original, data, input_shape, mean, std, seed)
     notes += (
         (data.description,) if data else (f"no data: {'x'.join(map(str, shape))} noise images, no accuracy",)
     )
     example = torch.zeros(1, *shape)
-    found = find_groups(original, example, ignore=ignore)
+    found = find_groups(original, example, ignore=ignore, progress=progress)
     settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,

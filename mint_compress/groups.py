@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mint_compress.channels import ChannelGroup, LayerShape, Member, Network, Side
-from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, layer_macs, shared_parameters
+from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, Progress, layer_macs, shared_parameters
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError, first_line
 from mint_compress.patches import in_channels, out_channels
@@ -21,7 +21,11 @@ from mint_compress.proving import float64_twin, map_fault, reference_run, remova
 
 
 def find_groups(
-    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, ignore: Iterable[str] = ()
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | torch.Tensor,
+    *,
+    ignore: Iterable[str] = (),
+    progress: Progress | None = None,
 ) -> list[ChannelGroup]:
     """Find all channel groups of a network and prove each map before it may be used.
 
@@ -39,6 +43,8 @@ def find_groups(
         Inputs for one forward pass, batch dimension first.
     ignore
         fnmatch patterns of qualified layer names whose output channels stay, children included.
+    progress
+        Called as ("analyse", steps done, steps).
 
     Returns
     -------
@@ -52,6 +58,8 @@ def find_groups(
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     ignored = _matching(model, ignore)
+    tell = progress or (lambda *_: None)
+    tell("analyse", 0, 1)
     twin, twin_inputs = float64_twin(model, inputs)
     graph, raw_groups = _trace(twin, twin_inputs)
     names: dict[Any, str] = {m: n for n, m in twin.named_modules()}
@@ -61,11 +69,14 @@ def find_groups(
     generator = torch.Generator().manual_seed(0)
     tied = shared_parameters(twin)
     found = []
-    for group in groups:
+    for done, group in enumerate(groups):
+        tell("analyse", done, len(groups) + 1)  # the last step is the trial removal
         reason = group.reason or _ignored(group, ignored) or _shared(group, tied)
         reason = reason or map_fault(reference, group, generator)
         found.append(group.left_alone(reason) if reason else group)
+    tell("analyse", len(groups), len(groups) + 1)
     found = removable(reference, found)
+    tell("analyse", len(groups) + 1, len(groups) + 1)
     traced = {m.layer for g in found for m in g.members if m.side != "in"} | {g.name for g in found}
     found += _untraced(twin, traced)
     network = _network(model, inputs, found)

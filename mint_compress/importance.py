@@ -56,7 +56,7 @@ class MutualInformationImportance(tp.importance.Importance):  # type: ignore[mis
         if not batches:
             raise MintError("The importance needs at least one batch of images; none was given.")
         example = tuple(x[:1] for x in model_inputs(batches[0]))
-        self.groups: list[ChannelGroup] = find_groups(model, example)
+        self.groups: list[ChannelGroup] = find_groups(model, example, progress=progress)
         samples = uses_samples(estimator)
         calibration = calibrate(
             model, self.groups, batches, seed=seed, moments=not samples, samples=samples, progress=progress

@@ -225,6 +225,10 @@ def _receipt_line(receipt: Mapping[str, int | None]) -> str:
     if len(set(counted.values())) == 1:
         ways = "three ways agree" if len(counted) == 3 else f"counted from {', '.join(counted)} only"
         return f"{ways}: {next(iter(counted.values())):,} parameters"
+    modules, tensors, export = (receipt[key] for key in _KEYS["receipt"])
+    if modules is not None and export is not None and modules == tensors and export < modules:
+        # a checked export lacks nothing but layers that never run
+        return f"modules and tensors agree: {modules:,} parameters; {export:,} of them are exported"
     return "COUNTS DIFFER: " + ", ".join(f"{way} {n:,}" for way, n in counted.items())
 
 

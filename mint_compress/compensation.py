@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.calibration import MAX_COLUMNS, MomentSum, model_inputs, rows_wanted
+from mint_compress.calibration import MAX_COLUMNS, model_inputs, rows_wanted
 from mint_compress.counting import Progress, evaluating
 from mint_compress.errors import MintError
 from mint_compress.lockstep import Pass, Point, lockstep
@@ -30,14 +30,11 @@ from mint_compress.patches import (
     weight_matrix,
 )
 from mint_compress.planning import PruningPlan
+from mint_compress.ridge import Chosen, RidgeFit
 from mint_compress.topology import Shortcut, Topology, trace
 
 log = logging.getLogger(__name__)
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Tried for every layer, as shares of the mean input variance; the best on held-out images is used."""
-HELD_OUT = 4
-"""Every so manieth image is held out from the fit while the ridge is chosen."""
 BATCH = 64
 
 
@@ -126,11 +123,17 @@ def compensate_(
             if reached != {name}:
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
             norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
-            fit = _Fit(layer, len(images), norm is not None or layer.bias is not None)
+            columns = in_channels(layer) * taps(layer) // channel_groups(layer)
+            fit = RidgeFit.of(columns, intercept=norm is not None or layer.bias is not None)
+            wanted = rows_wanted(min(columns, MAX_COLUMNS), len(images))
             target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
             for mine, reference in zip(passes, references, strict=True):
-                fit.add_pass(mine, target.of(name, mine, reference), generator)
-            repairs.append(fit.apply_(name, norm))
+                goal = target.of(name, mine, reference)
+                positions = sample_positions(output_positions(layer, goal), wanted, generator)
+                _add_pass(fit, layer, mine, goal, positions)
+            chosen = fit.choose(weight_matrix(layer))
+            _write(layer, norm, chosen)
+            repairs.append(Repair(name, chosen.before, chosen.after, chosen.ridge))
             if progress:
                 progress("repair", done + 1, len(layers))
     return repairs
@@ -193,105 +196,18 @@ class _Target:
         return scale.detach().reshape(-1, *(1,) * (drift.ndim - 2))
 
 
-class _Fit:
-    """Ridge regression of one layer, shrunk toward the weights it has."""
-
-    def __init__(self, layer: nn.Module, images: int, intercept: bool) -> None:
-        self.layer, self.intercept = layer, intercept
-        self.columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-        self.positions = rows_wanted(min(self.columns, MAX_COLUMNS), images)
-        self.fitted, self.held = MomentSum(), MomentSum()
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def add_pass(self, mine: Pass, target: Tensor, generator: torch.Generator) -> None:
-        """Add the inputs that a pass has brought to the layer, and the outputs it should give."""
-        assert mine.inputs is not None
-        images = mine.inputs.shape[0]
-        positions = sample_positions(output_positions(self.layer, target), self.positions, generator)
-        x = input_rows(self.layer, mine.inputs, target, positions)
-        y = output_rows(self.layer, target, positions)
-        both = torch.cat([x, y], 2).double().unflatten(1, (images, -1))
-        held = torch.arange(images, device=x.device) % HELD_OUT == HELD_OUT - 1
-        for total, which in ((self.fitted, ~held), (self.held, held)):
-            if bool(which.any()):
-                total.add(both[:, which].flatten(1, 2))
-
-    def apply_(self, name: str, norm: nn.Module | None) -> Repair:
-        """Choose the ridge on held-out rows, refit on all, write weight and intercept."""
-        old = weight_matrix(self.layer)
-        fitted = _Normal.of(self.fitted, self.columns, self.intercept)
-        held = _Normal.of(self.held, self.columns, self.intercept) if self.held.rows else fitted
-        nothing = held.error(old)
-        errors = {ridge: held.error(fitted.solve(ridge, old)) for ridge in RIDGES}
-        ridge = min(errors, key=lambda r: errors[r])
-        scale = max(held.variance, 1e-30)
-        before = nothing / scale
-        if not errors[ridge] < nothing:
-            ridge_used, new = None, old
-        else:
-            both = fitted.joined(held) if self.held.rows else fitted
-            ridge_used, new = ridge, both.solve(ridge, old)
-        whole = fitted.joined(held) if self.held.rows else fitted
-        set_weight_matrix(self.layer, new)
-        if self.intercept:
-            _write_intercept(self.layer, norm, (whole.mean_y - (whole.mean_x[:, None] @ new)[:, 0]).flatten())
-        return Repair(name, before, min(errors[ridge], nothing) / scale, ridge_used)
+def _add_pass(fit: RidgeFit, layer: nn.Module, mine: Pass, target: Tensor, positions: Tensor) -> None:
+    """Give the fit what a pass has brought to the layer, and what the layer should make of it."""
+    assert mine.inputs is not None
+    x = input_rows(layer, mine.inputs, target, positions)
+    fit.add(x, output_rows(layer, target, positions), mine.inputs.shape[0])
 
 
-@dataclass(frozen=True, eq=False)
-class _Normal:
-    """Normal equations: means and (centred) products of inputs and targets, per channel group."""
-
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-    mean_x: Tensor
-    mean_y: Tensor
-    rows: int
-
-    @staticmethod
-    def of(total: MomentSum, columns: int, intercept: bool) -> _Normal:
-        mean, moments = total.result()
-        if not intercept:
-            moments = moments + mean[:, :, None] * mean[:, None, :]
-        return _Normal(
-            moments[:, :columns, :columns],
-            moments[:, :columns, columns:],
-            moments[:, columns:, columns:].diagonal(dim1=1, dim2=2),
-            mean[:, :columns],
-            mean[:, columns:],
-            total.rows,
-        )
-
-    def joined(self, other: _Normal) -> _Normal:
-        a = self.rows / (self.rows + other.rows)
-        b = 1 - a
-        dx, dy = self.mean_x - other.mean_x, self.mean_y - other.mean_y
-        return _Normal(
-            a * self.xx + b * other.xx + a * b * dx[:, :, None] * dx[:, None, :],
-            a * self.xy + b * other.xy + a * b * dx[:, :, None] * dy[:, None, :],
-            a * self.yy + b * other.yy + a * b * dy * dy,
-            a * self.mean_x + b * other.mean_x,
-            a * self.mean_y + b * other.mean_y,
-            self.rows + other.rows,
-        )
-
-    @property
-    def variance(self) -> float:
-        return float(self.yy.sum())
-
-    def solve(self, ridge: float, prior: Tensor) -> Tensor:
-        """Weights ``(groups, columns, outputs)`` that minimise the error plus ridge |W - prior|^2."""
-        scale = self.xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-        ridged = self.xx.clone()
-        ridged.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
-        step = torch.cholesky_solve(self.xy - self.xx @ prior, torch.linalg.cholesky(ridged))
-        return prior + step
-
-    def error(self, weight: Tensor) -> float:
-        """Mean squared error, summed over outputs."""
-        quadratic = ((self.xx @ weight - 2 * self.xy) * weight).sum()
-        return float(self.yy.sum() + quadratic)
+def _write(layer: nn.Module, norm: nn.Module | None, chosen: Chosen) -> None:
+    """Put the refitted weights, and the intercept if there is a place for it, into the layer."""
+    set_weight_matrix(layer, chosen.weight)
+    if chosen.intercept is not None:
+        _write_intercept(layer, norm, chosen.intercept.flatten())
 
 
 def _write_intercept(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:

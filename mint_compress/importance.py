@@ -16,6 +16,7 @@ from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
 from mint_compress.scoring import ChannelScores, score, uses_samples
+from mint_compress.slicing import slicer_of
 
 
 class MutualInformationImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -77,16 +78,27 @@ class MutualInformationImportance(tp.importance.Importance):  # type: ignore[mis
         Returns
         -------
         Tensor or None
-            ``(len(group[0].idxs),)`` nats, in the order of the group's own indices.
+            ``(len(group[0].idxs),)`` float64 nats, in the order of the group's own indices.
+
+        Raises
+        ------
+        MintError
+            When the group has been pruned since it was scored.
         """
         root = group[0]
         found = self._producers.get(root.dep.target.module)
         if found is None:
             return None
         chosen, position = found
-        nats = self.scores.nats[chosen.name]
+        width = int(slicer_of(root.dep.target.module).get_out_channels(root.dep.target.module))
+        if width != len(position):
+            raise MintError(
+                f"Group {chosen.name} was scored {len(position)} wide and is {width} wide now. "
+                "Make a new MutualInformationImportance after each pruning step."
+            )
         at = torch.from_numpy(position[np.asarray(root.idxs, dtype=np.int64)])
-        return nats[at].float()
+        # in float32 scores that differ would tie, and a global threshold takes all that tie
+        return self.scores.nats[chosen.name][at]
 
 
 def _producers(

@@ -23,7 +23,7 @@ ORDER = [
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *("channels", "slicing", "patches", "proving", "groups"),
     *("calibration", "estimators", "scoring", "planning"),
-    *("pruning", "lockstep", "topology", "compensation", "evaluation", "finetuning"),
+    *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting"),
     *("shipping", "importance", "compression", "cli"),
 ]

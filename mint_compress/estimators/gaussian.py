@@ -233,7 +233,7 @@ def eliminate(
     """
     device = problems[0].weight.device
     left = torch.arange(units, device=device)
-    batch = max(1, int((max(len(p.precision) for p in problems) / EXACT_COLUMNS) ** 2))
+    batch = _batch_size(max(len(p.precision) for p in problems), units)
     order: list[Tensor] = []
     losses: list[Tensor] = []
     while len(left):
@@ -255,6 +255,13 @@ def eliminate(
     return torch.cat(order), torch.cat(losses)
 
 
+def _batch_size(columns: int, units: int) -> int:
+    """Units to remove at once: one, until the matrices are wide, and then at most some 64 batches."""
+    if columns <= EXACT_COLUMNS:
+        return 1
+    return max(int((columns / EXACT_COLUMNS) ** 2), units // 64, 1)
+
+
 def _cheapest(
     problems: Sequence[Regression], left: Tensor, scores: Tensor, batch: int
 ) -> tuple[Tensor, Tensor]:
@@ -263,7 +270,7 @@ def _cheapest(
     Two copies of a channel are both cheap, so both are candidates, and the small problem sees that
     the second one is dear once the first is gone.
     """
-    candidates = left[torch.argsort(scores, stable=True)[: 4 * batch]].sort().values
+    candidates = left[torch.argsort(scores, stable=True)[: 2 * batch + 16]].sort().values
     small = [p.restricted(candidates) for p in problems]
     there = torch.arange(len(candidates), device=left.device)
     order: list[int] = []

@@ -1,0 +1,537 @@
+"""The real command on real digits: what it writes, what it says, how it refuses and how it stops."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+import mint_compress
+from mint_compress.cli import main
+from mint_compress.data import Data, load_data
+from mint_compress.finetuning import finetune
+from mint_compress.zoo import BUILDERS
+
+COMMAND = [sys.executable, "-c", "from mint_compress.cli import main; main()"]
+RESNET = "resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16"
+QUICK = "--epochs 1 --calibration-images 128 --bench-seconds 0.3"
+MLP = "mlp.pt --data digits --calibration-images 128 --bench-seconds 0.1"
+
+KEYS = {
+    **{"ratio": ("asked", "removed"), "parameters": ("before", "after"), "macs": ("before", "after")},
+    **{"accuracy": ("original", "pruned", "repaired", "finetuned"), "latency_ms": ("original", "pruned")},
+    **{"receipt": ("modules", "tensors", "export"), "parity": ("max_abs", "max_rel", "top1")},
+}
+TOP = (
+    "format model seed command versions ratio parameters macs accuracy layers left_alone receipt parity "
+    "latency_ms speedup macs_ratio provider plan sha256 notes"
+)
+
+
+class Run(NamedTuple):
+    folder: Path
+    report: dict[str, Any]
+    stdout: str
+    stderr: str
+
+
+def trained(name: str, data: Data, epochs: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BUILDERS[name]()
+    return finetune(model, data.train, epochs=epochs, lr=0.1, batch_size=64, device="cpu", seed=0) and model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two networks that have seen the digits."""
+    folder = tmp_path_factory.mktemp("models")
+    for file, name, shape in (
+        ("resnet20.pt", "resnet20_cifar", (3, 16, 16)),
+        ("mlp.pt", "mlp", (1, 28, 28)),
+    ):
+        torch.save(trained(name, load_data("digits", input_shape=shape), 2).state_dict(), folder / file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run of the command, as a person would start it."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "resnet20.pt").write_bytes((models / "resnet20.pt").read_bytes())
+    done = subprocess.run(
+        [*COMMAND, *RESNET.split(), *QUICK.split(), "--json"],
+        cwd=folder, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Run(folder, json.loads((folder / "out.json").read_text()), done.stdout, done.stderr)
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder that holds the networks, for runs within this process."""
+    for file in models.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINT_COMPRESS_DEBUG", raising=False)
+    return tmp_path
+
+
+def invoke(line: str) -> Result:
+    return CliRunner().invoke(main, line.split())
+
+
+def good(line: str) -> dict[str, Any]:
+    result = invoke(f"{line} --json")
+    assert result.exit_code == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def refused(folder: Path, line: str, status: int = 2) -> str:
+    """What the one line of the error says; nothing new is in the folder."""
+    before = sorted(p.name for p in folder.iterdir())
+    result = invoke(f"{line} --quiet")
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert sorted(p.name for p in folder.iterdir()) == before
+    return result.stderr
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+# The files and what they say
+
+
+def test_every_file_is_there_and_nothing_else(run: Run) -> None:
+    assert {p.name for p in run.folder.iterdir()} == {
+        *("resnet20.pt", "out.onnx", "out.safetensors", "out.json"),
+    }
+
+
+def test_the_report_has_the_keys_it_promises_and_is_what_json_prints(run: Run) -> None:
+    assert json.loads(run.stdout) == run.report
+    assert list(run.report) == TOP.split()
+    for name, keys in KEYS.items():
+        assert tuple(run.report[name]) == keys
+        assert None not in run.report[name].values()
+    for times in run.report["latency_ms"].values():
+        assert tuple(times) == ("median", "p90", "p99", "runs")
+        assert 0 < times["median"] <= times["p90"]
+        assert (times["p99"] is None) == (times["runs"] < 100)
+    assert all(tuple(row) == ("pair", "before", "after") for row in run.report["layers"])
+    assert all(tuple(row) == ("group", "reason") for row in run.report["left_alone"])
+    assert run.report["command"] == f"mint-compress {RESNET} {QUICK} --json"
+    assert (run.report["model"], run.report["seed"]) == ("resnet20.pt", 0)
+    assert run.report["versions"]["torch"] == torch.__version__
+    assert run.report["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert "calibration images: 128" in run.report["notes"]
+
+
+def test_the_hashes_are_those_of_the_files(run: Run) -> None:
+    hashes = run.report["sha256"]
+    assert set(hashes) == {"resnet20.pt", "out.onnx", "out.safetensors"}
+    for name, said in hashes.items():
+        assert hashlib.sha256((run.folder / name).read_bytes()).hexdigest() == said
+
+
+def test_the_counts_are_those_of_the_tensors(run: Run) -> None:
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    tensors = {k: t for k, t in tensors_of(run.folder / "out.safetensors").items() if not k.endswith(buffers)}
+    before = torch.load(run.folder / "resnet20.pt", weights_only=True)
+    before = {k: t for k, t in before.items() if not k.endswith(buffers)}
+    counts = [sum(t.numel() for t in found.values()) for found in (before, tensors)]
+    assert run.report["parameters"] == {"before": counts[0], "after": counts[1]}
+    assert run.report["receipt"] == {way: counts[1] for way in ("modules", "tensors", "export")}
+
+    removed = 1 - counts[1] / counts[0]
+    assert run.report["ratio"] == {"asked": 0.4, "removed": pytest.approx(removed, abs=1e-12)}
+    assert 0.4 <= removed <= 0.42
+
+    *layers, rest = run.report["layers"]
+    names = [row["pair"].split(" - ")[1] for row in layers]
+    assert names[0] == "conv1" and names[-1] == "linear"
+    for name, row in zip(names, layers, strict=True):
+        weight = f"{name}.weight"
+        assert (row["before"], row["after"]) == (before[weight].numel(), tensors[weight].numel())
+    assert sum(row["after"] for row in layers) + rest["after"] == counts[1]
+    assert sum(row["before"] for row in layers) + rest["before"] == counts[0]
+
+
+def test_the_macs_are_those_of_the_shapes(run: Run) -> None:
+    sides = {"conv1": 16, "layer1": 16, "layer2": 8, "layer3": 4, "linear": 1}
+    files = (torch.load(run.folder / "resnet20.pt"), tensors_of(run.folder / "out.safetensors"))
+    for tensors, key in zip(files, ("before", "after"), strict=True):
+        macs = [
+            t.numel() * sides[k.split(".")[0]] ** 2 for k, t in tensors.items() if t.ndim > 1
+        ]  # every weight is used once per output pixel
+        assert run.report["macs"][key] == sum(macs)
+    assert run.report["macs_ratio"] == pytest.approx(
+        run.report["macs"]["before"] / run.report["macs"]["after"]
+    )
+
+
+def test_the_counts_are_those_of_the_onnx_file(run: Run) -> None:
+    import onnx
+
+    graph = onnx.load(run.folder / "out.onnx").graph
+    stored = {t.name: tuple(t.dims) for t in graph.initializer if len(t.dims) > 1}
+    tensors = tensors_of(run.folder / "out.safetensors")
+    weights = {k: tuple(t.shape) for k, t in tensors.items() if t.ndim > 1}
+    assert stored == weights
+    assert sum(map(np.prod, stored.values())) == sum(row["after"] for row in run.report["layers"][:-1])
+    for value in (*graph.input, *graph.output):
+        batch, *rest = value.type.tensor_type.shape.dim
+        assert batch.dim_param and not batch.dim_value
+        assert all(d.dim_value for d in rest)
+    assert not any(node.metadata_props for node in graph.node)
+    assert str(Path(mint_compress.__file__).parent).encode() not in (run.folder / "out.onnx").read_bytes()
+
+
+def test_accuracy_comes_back_and_the_shortcut_stream_is_left_with_its_reason(run: Run) -> None:
+    accuracy = run.report["accuracy"]
+    assert accuracy["original"] > 0.9
+    assert accuracy["repaired"] > accuracy["pruned"]
+    assert accuracy["finetuned"] > accuracy["original"] - 0.05
+    reasons = {row["group"]: row["reason"] for row in run.report["left_alone"]}
+    assert reasons["linear"].startswith("head")
+    assert "wrong channel map" in reasons["conv1"]
+
+
+def test_what_load_gives_equals_the_export_and_trains(run: Run) -> None:
+    import onnxruntime
+
+    model = mint_compress.load(run.folder / "out.safetensors")
+    x = load_data("digits", input_shape=(3, 16, 16)).calibration(3, seed=7)[0]
+    session = onnxruntime.InferenceSession(run.folder / "out.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        wanted = model(x)
+    assert not model.training and wanted.shape == (3, 10)
+    assert np.abs(got - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
+    assert run.report["parity"]["max_rel"] <= 1e-4 and run.report["parity"]["top1"] == 1
+
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    labels = wanted.argmax(1)
+    before = nn.functional.cross_entropy(model(x), labels)
+    before.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    optimizer.step()
+    assert nn.functional.cross_entropy(model(x), labels) < before
+
+
+def test_an_existing_output_needs_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder)
+    said = refused(run.folder, RESNET)
+    assert "'out.onnx' exists already. Replace it with --force" in said
+    monkeypatch.chdir("/")
+    before = (run.folder / "out.json").read_bytes()
+    assert "exists already" in refused(run.folder, RESNET.replace("out.", f"{run.folder}/out.").replace(
+        "resnet20.pt", f"{run.folder}/resnet20.pt"
+    ))  # fmt: skip
+    assert (run.folder / "out.json").read_bytes() == before
+
+
+# Second pass, plans, seeds
+
+
+def test_a_second_pass_counts_from_the_file_given(run: Run, tmp_path: Path) -> None:
+    first = run.report["parameters"]["after"]
+    again = good(
+        f"{run.folder}/out.safetensors --ratio 0.2 -o {tmp_path}/again.onnx --data digits --dry-run "
+        "--calibration-images 64"
+    )
+    assert again["parameters"]["before"] == first
+    assert 0.2 <= again["ratio"]["removed"] <= 0.22
+    # the file knows what it was pruned for: nobody says --input-shape here
+    assert again["macs"]["before"] == run.report["macs"]["after"]
+    assert [p.name for p in tmp_path.iterdir()] == ["again.plan.json"]
+
+
+def test_dry_run_then_plan_is_the_direct_run_and_a_second_pass_works(folder: Path) -> None:
+    settings = f"{MLP} --epochs 1 --seed 3"
+    direct = good(f"{settings} --ratio 0.6 -o direct.onnx")
+    dry = good(f"{settings} --ratio 0.6 -o planned.onnx --dry-run")
+    assert dry["sha256"].keys() == {"planned.plan.json"}
+    assert json.loads((folder / "planned.plan.json").read_text()) == direct["plan"] == dry["plan"]
+    assert dry["accuracy"] == dict.fromkeys(KEYS["accuracy"])
+    planned = good(f"{settings} -o planned.onnx --plan planned.plan.json")
+    for key in ("parameters", "macs", "layers", "ratio", "receipt", "accuracy"):
+        assert planned[key] == direct[key], key
+    one, other = (tensors_of(folder / f"{name}.safetensors") for name in ("direct", "planned"))
+    assert all(torch.equal(t, other[k]) for k, t in one.items())
+
+    second = good(f"direct.safetensors --data digits --ratio 0.3 -o second.onnx {QUICK}")
+    assert second["parameters"]["before"] == direct["parameters"]["after"]
+    assert (
+        sum(t.numel() for t in tensors_of(folder / "second.safetensors").values())
+        == (second["parameters"]["after"])
+    )
+    assert 0.3 <= second["ratio"]["removed"] < 0.33
+    assert second["accuracy"]["finetuned"] > 0.85
+    left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt"}
+    suffixes = (".onnx", ".safetensors", ".json")
+    assert left == {
+        *(f"{name}{suffix}" for name in ("direct", "planned", "second") for suffix in suffixes),
+        "planned.plan.json",
+    }
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another(folder: Path) -> None:
+    settings = f"{RESNET} --calibration-images 32 --dry-run --force --round-to 1"
+    plans = [good(f"{settings} --seed {seed}")["plan"] for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+# Options
+
+
+def test_the_most_that_can_go_is_named_and_can_go(folder: Path) -> None:
+    said = refused(folder, f"{MLP} --ratio 0.999 -o out.onnx --dry-run")
+    assert "99.9% of the parameters cannot go" in said
+    most = re.search(r"Ask for a ratio up to (0\.\d+)", said)
+    assert most is not None
+    report = good(f"{MLP} --ratio {most[1]} -o out.onnx --dry-run")
+    assert report["ratio"]["removed"] >= float(most[1])
+    above = float(most[1]) + 0.002
+    assert "cannot go" in refused(folder, f"{MLP} --ratio {above:.3f} -o other.onnx --dry-run")
+
+
+def test_ignored_layers_keep_their_width_and_say_so(folder: Path) -> None:
+    report = good(f"{RESNET} --calibration-images 32 --dry-run --ignore layer1*conv* --ignore layer3.2")
+    cut = {c["group"] for c in report["plan"]["groups"] if c["removed"]}
+    ignored = {f"layer1.{i}.conv1" for i in range(3)} | {"layer3.2.conv1"}
+    assert cut and not cut & ignored
+    reasons = {row["group"]: row["reason"] for row in report["left_alone"]}
+    assert all("ignore" in reasons[name] for name in ignored)
+    assert "matches no layer" in refused(folder, f"{RESNET} --ignore nosuch* --force")
+
+
+def test_blocks_stay_whole(folder: Path) -> None:
+    report = good(f"{MLP} --ratio 0.4 --groups 4 -o out.onnx --dry-run")
+    gone = {c["group"]: c["removed"] for c in report["plan"]["groups"]}
+    assert set(gone) == {"layers.0", "layers.2"}
+    for group, width in (("layers.0", 500), ("layers.2", 300)):
+        blocks = {position * 4 // width for position in gone[group]}
+        assert gone[group] == [p for p in range(width) if p * 4 // width in blocks]
+    assert any(gone.values())
+    assert "--groups 4 keeps blocks whole: widths are not rounded" in report["notes"]
+
+
+def test_gmi_in_blocks(folder: Path) -> None:
+    report = good(
+        f"{MLP} --ratio 0.3 --groups 4 --estimator gmi --samples-per-class 20 -o out.onnx --epochs 0"
+    )
+    assert report["ratio"]["removed"] >= 0.3
+    assert "for gmi, calibration images: 200" in report["notes"]
+    assert report["accuracy"]["finetuned"] is None and report["accuracy"]["repaired"] is not None
+    assert (folder / "out.onnx").exists()
+
+
+def test_without_data_nothing_is_said_about_accuracy(folder: Path) -> None:
+    report = good("mlp.pt --ratio 0.5 -o out.onnx --calibration-images 64 --bench-seconds 0.1")
+    assert report["accuracy"] == dict.fromkeys(KEYS["accuracy"])
+    assert "no data: 1x28x28 noise images, no accuracy" in report["notes"]
+    assert 0.5 <= report["ratio"]["removed"] <= 0.52
+    assert report["parity"]["max_rel"] <= 1e-4
+
+
+# Stopping and failing
+
+
+@pytest.mark.parametrize("stage", ["repair", "export"])
+def test_ctrl_c_leaves_no_file(models: Path, tmp_path: Path, stage: str) -> None:
+    options = f"{models}/resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16 --epochs 0"
+    command = [*COMMAND, *options.split(), "--calibration-images", "32", "--round-to", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as p:
+        assert p.stderr is not None
+        for line in p.stderr:
+            if line == f"{stage} ...\n":
+                p.send_signal(signal.SIGINT)
+                break
+        out, err = p.communicate(timeout=120)
+    assert (p.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "Interrupted; nothing was written."
+    assert list(tmp_path.iterdir()) == []
+
+
+BROKEN = """
+import copy, torch
+from mint_exporters.onnx import OnnxExporter
+
+class Broken(OnnxExporter):
+    name = "broken"
+    suffixes = (".broken",)
+
+    def export(self, model, example_inputs, path, **options):
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            list(model.parameters())[-1].add_({off})
+        return super().export(model, example_inputs, path, **options)
+"""
+
+
+@pytest.mark.parametrize(("off", "status"), [("0.0", 0), ("0.1", 1)])
+def test_an_export_that_says_something_else_fails_and_leaves_no_file(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    off: str,
+    status: int,
+) -> None:
+    # an exporter of somebody's, installed like any other: one that gets the last bias wrong
+    packages = tmp_path_factory.mktemp("site")
+    (packages / "brokenexporter.py").write_text(BROKEN.format(off=off))
+    metadata = packages / "brokenexporter-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: brokenexporter\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mint_compress.exporters]\nbroken = brokenexporter:Broken\n")
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.delitem(sys.modules, "brokenexporter", raising=False)
+    line = f"{MLP} --ratio 0.5 -o out.broken --epochs 0"
+    if status:
+        said = refused(folder, line, status)
+        assert re.search(r"The exported model differs from the pruned one by .* 1e-04 is allowed", said)
+    else:
+        assert good(line)["parity"]["max_rel"] <= 1e-4
+        assert (folder / "out.broken").exists()
+
+
+# Bad input
+
+
+def write(content: bytes) -> Callable[[Path], None]:
+    return lambda path: path.joinpath("bad.pt").write_bytes(content) and None
+
+
+def truncated(folder: Path) -> None:
+    whole = (folder / "mlp.pt").read_bytes()
+    (folder / "bad.pt").write_bytes(whole[: len(whole) // 2])
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray((folder / "mlp.pt").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (folder / "bad.pt").write_bytes(content)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("canary",)
+
+
+def malicious(folder: Path) -> None:
+    torch.save({"state_dict": torch.load(folder / "mlp.pt"), "args": Evil()}, folder / "bad.pt")
+
+
+def scripted(folder: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), folder / "bad.pt")
+
+
+def exported(folder: Path) -> None:
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), folder / "bad.pt2")
+    (folder / "bad.pt2").rename(folder / "bad.pt")
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+
+def custom(folder: Path) -> None:
+    torch.save(Custom(), folder / "bad.pt")
+
+
+def misfit(folder: Path) -> None:
+    state = torch.load(folder / "resnet20.pt")
+    state["fc.weight"] = state.pop("linear.weight")
+    torch.save(state, folder / "bad.pt")
+
+
+def not_a_number(folder: Path) -> None:
+    state = torch.load(folder / "mlp.pt")
+    state["layers.2.weight"][7, 3] = torch.nan
+    torch.save(state, folder / "bad.pt")
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "absent": (lambda _: None, "No such model file: 'bad.pt'"),
+    "empty": (write(b""), "bad.pt is empty"),
+    "truncated": (truncated, "bad.pt"),
+    "html": (write(b"<!DOCTYPE html><html><body>404</body></html>"), "HTML"),
+    "random": (write(np.random.default_rng(0).bytes(4000)), "bad.pt"),
+    "malicious": (malicious, "so it was not read"),
+    "torchscript": (scripted, r"TorchScript.*torch\.save\(model\.state_dict"),
+    "pt2": (exported, r"\.pt2.*torch\.save\(model\.state_dict"),
+    "custom class": (custom, "--trust"),
+    "fits nothing": (misfit, "nearest is zoo:resnet20_cifar.*'linear.weight'.*'fc.weight'"),
+    "nan": (not_a_number, "layers.2.weight"),
+    "flipped": (flipped, "bad.pt"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files(folder: Path, kind: str) -> None:
+    make, says = BAD_FILES[kind]
+    make(folder)
+    said = refused(folder, "bad.pt --ratio 0.5 -o out.onnx --data digits")
+    assert re.search(says, said), said
+    assert "weights_only=False" not in said
+    assert not (folder / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--ratio 0", "ratio must lie between 0 and 1"),
+        ("--ratio 1", "ratio must lie between 0 and 1"),
+        ("--ratio -0.5", "ratio must lie between 0 and 1"),
+        ("--ratio 0.5 --estimator gim", "Unknown estimator 'gim'. Choose from: gaussian, gmi"),
+        ("--ratio 0.5 -o none/out.onnx", "Output folder 'none' does not exist"),
+        ("--ratio 0.5 -o out.tflite", r"No exporter writes 'out.tflite'. Choose a suffix from: .*\.onnx"),
+        ("--ratio 0.5 --data shape.npz", "3x8x8|1x28x28"),
+        ("--ratio 0.5 --data one.npz", "one class only"),
+        ("--ratio 0.5 --data digits --calibration-images 5000", "5000 calibration images were asked for"),
+        ("--ratio 0.5 --data digits --samples-per-class 5000 --estimator gmi", "50000 calibration images"),
+        ("--ratio 0.5 --arch resnet20_cifar", "does not fit --arch resnet20_cifar"),
+        ("--ratio 0.5 --input-shape 3,32,32", "could not be traced"),
+        ("--plan mlp.pt", "not a pruning plan"),
+    ],
+)
+def test_bad_options(folder: Path, options: str, says: str) -> None:
+    rng = np.random.default_rng(0)
+    shape, classes = ((3, 8, 8), 4) if "shape" in options else ((1, 28, 28), 1)
+    images = rng.integers(0, 255, (40, *shape), dtype=np.uint8)
+    labels = rng.integers(0, classes, 40)
+    for name in ("shape", "one"):
+        np.savez(folder / f"{name}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    said = refused(folder, f"mlp.pt -o out.onnx {options}")
+    assert re.search(says, said), said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize("option", ["--device cuda", "--provider cuda --epochs 0"])
+def test_cuda_without_cuda(folder: Path, option: str) -> None:
+    assert "CUDA" in refused(folder, f"{MLP} --ratio 0.5 -o out.onnx {option}")

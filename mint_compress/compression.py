@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
-from mint_compress.checkpoints import input_shape_of
+from mint_compress.checkpoints import builder_of, input_shape_of, remember_builder
 from mint_compress.compensation import compensate_
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
 from mint_compress.data import Data, load_data, synthetic_images
@@ -160,6 +160,7 @@ def compress(
     original, notes = _open_model(model, arch, trust)
     tell("read the model", 1, 1)
     data, shape = _open_data(original, data, input_shape, mean, std, seed)
+    remember_builder(original, builder_of(original), shape)  # for a second pass: what it eats from now on
     notes += (
         (data.description,) if data else (f"no data: {'x'.join(map(str, shape))} noise images, no accuracy",)
     )

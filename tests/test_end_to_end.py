@@ -1,26 +1,23 @@
-"""The real command on real digits: what it writes, what it says, how it refuses and how it stops."""
+"""The real command on real digits: what it writes, what it says, and how it stops."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import good, refused
 from torch import nn
 
 import mint_compress
-from mint_compress.cli import main
 from mint_compress.data import Data, load_data
 from mint_compress.finetuning import finetune
 from mint_compress.zoo import BUILDERS
@@ -52,7 +49,8 @@ def trained(name: str, data: Data, epochs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BUILDERS[name]()
-    return finetune(model, data.train, epochs=epochs, lr=0.1, batch_size=64, device="cpu", seed=0) and model
+    finetune(model, data.train, epochs=epochs, lr=0.1, batch_size=64, device="cpu", seed=0)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -90,28 +88,6 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def invoke(line: str) -> Result:
-    return CliRunner().invoke(main, line.split())
-
-
-def good(line: str) -> dict[str, Any]:
-    result = invoke(f"{line} --json")
-    assert result.exit_code == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
-
-
-def refused(folder: Path, line: str, status: int = 2) -> str:
-    """What the one line of the error says; nothing new is in the folder."""
-    before = sorted(p.name for p in folder.iterdir())
-    result = invoke(f"{line} --quiet")
-    assert result.exit_code == status, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
-    assert sorted(p.name for p in folder.iterdir()) == before
-    return result.stderr
-
-
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -141,7 +117,7 @@ def test_the_report_has_the_keys_it_promises_and_is_what_json_prints(run: Run) -
     assert all(tuple(row) == ("group", "reason") for row in run.report["left_alone"])
     assert run.report["command"] == f"mint-compress {RESNET} {QUICK} --json"
     assert (run.report["model"], run.report["seed"]) == ("resnet20.pt", 0)
-    assert run.report["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(run.report["versions"]["torch"])
     assert run.report["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     assert "calibration images: 128" in run.report["notes"]
 
@@ -164,7 +140,8 @@ def test_the_counts_are_those_of_the_tensors(run: Run) -> None:
 
     removed = 1 - counts[1] / counts[0]
     assert run.report["ratio"] == {"asked": 0.4, "removed": pytest.approx(removed, abs=1e-12)}
-    assert 0.4 <= removed <= 0.42
+    step = 8 * (64 * 9 * 2 + 2) / counts[0]  # eight channels of the widest block, as --round-to has it
+    assert 0.4 <= removed <= 0.4 + step
 
     *layers, rest = run.report["layers"]
     names = [row["pair"].split(" - ")[1] for row in layers]
@@ -241,14 +218,9 @@ def test_what_load_gives_equals_the_export_and_trains(run: Run) -> None:
 
 def test_an_existing_output_needs_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.folder)
-    said = refused(run.folder, RESNET)
-    assert "'out.onnx' exists already. Replace it with --force" in said
-    monkeypatch.chdir("/")
-    before = (run.folder / "out.json").read_bytes()
-    assert "exists already" in refused(run.folder, RESNET.replace("out.", f"{run.folder}/out.").replace(
-        "resnet20.pt", f"{run.folder}/resnet20.pt"
-    ))  # fmt: skip
-    assert (run.folder / "out.json").read_bytes() == before
+    files = {p.name: p.read_bytes() for p in run.folder.iterdir()}
+    assert "'out.onnx' exists already. Replace it with --force" in refused(run.folder, RESNET)
+    assert {p.name: p.read_bytes() for p in run.folder.iterdir()} == files
 
 
 # Second pass, plans, seeds
@@ -258,42 +230,40 @@ def test_a_second_pass_counts_from_the_file_given(run: Run, tmp_path: Path) -> N
     first = run.report["parameters"]["after"]
     again = good(
         f"{run.folder}/out.safetensors --ratio 0.2 -o {tmp_path}/again.onnx --data digits --dry-run "
-        "--calibration-images 64"
+        "--calibration-images 64 --round-to 1"
     )
     assert again["parameters"]["before"] == first
-    assert 0.2 <= again["ratio"]["removed"] <= 0.22
+    assert 0.2 <= again["ratio"]["removed"] <= 0.2 + (64 * 9 * 2 + 2) / first  # a channel of the widest block
     # the file knows what it was pruned for: nobody says --input-shape here
     assert again["macs"]["before"] == run.report["macs"]["after"]
     assert [p.name for p in tmp_path.iterdir()] == ["again.plan.json"]
 
 
-def test_dry_run_then_plan_is_the_direct_run_and_a_second_pass_works(folder: Path) -> None:
-    settings = f"{MLP} --epochs 1 --seed 3"
-    direct = good(f"{settings} --ratio 0.6 -o direct.onnx")
-    dry = good(f"{settings} --ratio 0.6 -o planned.onnx --dry-run")
-    assert dry["sha256"].keys() == {"planned.plan.json"}
-    assert json.loads((folder / "planned.plan.json").read_text()) == direct["plan"] == dry["plan"]
+def test_a_dry_run_plans_what_the_direct_run_did(run: Run, folder: Path) -> None:
+    dry = good(f"{RESNET} {QUICK} --dry-run")
+    assert dry["sha256"].keys() == {"out.plan.json"}
+    assert json.loads((folder / "out.plan.json").read_text()) == run.report["plan"] == dry["plan"]
+    for key in ("parameters", "macs", "layers", "ratio", "left_alone"):
+        assert dry[key] == run.report[key], key
     assert dry["accuracy"] == dict.fromkeys(KEYS["accuracy"])
-    planned = good(f"{settings} -o planned.onnx --plan planned.plan.json")
-    for key in ("parameters", "macs", "layers", "ratio", "receipt", "accuracy"):
-        assert planned[key] == direct[key], key
-    one, other = (tensors_of(folder / f"{name}.safetensors") for name in ("direct", "planned"))
-    assert all(torch.equal(t, other[k]) for k, t in one.items())
 
-    second = good(f"direct.safetensors --data digits --ratio 0.3 -o second.onnx {QUICK}")
-    assert second["parameters"]["before"] == direct["parameters"]["after"]
-    assert (
-        sum(t.numel() for t in tensors_of(folder / "second.safetensors").values())
-        == (second["parameters"]["after"])
-    )
+
+def test_dry_run_then_plan_then_a_second_pass(folder: Path) -> None:
+    dry = good(f"{MLP} --ratio 0.6 -o first.onnx --dry-run")
+    assert 0.6 <= dry["ratio"]["removed"] <= 0.62
+    first = good(f"{MLP} -o first.onnx --plan first.plan.json --epochs 1")
+    for key in ("parameters", "macs", "layers", "ratio", "plan"):
+        assert first[key] == dry[key], key
+
+    second = good(f"first.safetensors --data digits --ratio 0.3 -o second.onnx {QUICK}")
+    assert second["parameters"]["before"] == first["parameters"]["after"]
+    tensors = tensors_of(folder / "second.safetensors")
+    assert sum(t.numel() for t in tensors.values()) == second["parameters"]["after"]
     assert 0.3 <= second["ratio"]["removed"] < 0.33
     assert second["accuracy"]["finetuned"] > 0.85
-    left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt"}
+    left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt", "first.plan.json"}
     suffixes = (".onnx", ".safetensors", ".json")
-    assert left == {
-        *(f"{name}{suffix}" for name in ("direct", "planned", "second") for suffix in suffixes),
-        "planned.plan.json",
-    }
+    assert left == {f"{name}{suffix}" for name in ("first", "second") for suffix in suffixes}
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_another(folder: Path) -> None:
@@ -339,12 +309,12 @@ def test_blocks_stay_whole(folder: Path) -> None:
 
 def test_gmi_in_blocks(folder: Path) -> None:
     report = good(
-        f"{MLP} --ratio 0.3 --groups 4 --estimator gmi --samples-per-class 20 -o out.onnx --epochs 0"
+        f"{MLP} --ratio 0.3 --groups 4 --estimator gmi --samples-per-class 60 -o out.onnx --dry-run"
     )
     assert report["ratio"]["removed"] >= 0.3
-    assert "for gmi, calibration images: 200" in report["notes"]
-    assert report["accuracy"]["finetuned"] is None and report["accuracy"]["repaired"] is not None
-    assert (folder / "out.onnx").exists()
+    assert "for gmi, calibration images: 600" in report["notes"]
+    for cut in report["plan"]["groups"]:
+        assert len(cut["removed"]) * 4 % (len(cut["removed"]) + len(cut["kept"])) == 0
 
 
 def test_without_data_nothing_is_said_about_accuracy(folder: Path) -> None:
@@ -387,151 +357,22 @@ class Broken(OnnxExporter):
     def export(self, model, example_inputs, path, **options):
         model = copy.deepcopy(model)
         with torch.no_grad():
-            list(model.parameters())[-1].add_({off})
+            list(model.parameters())[-1].add_(0.1)
         return super().export(model, example_inputs, path, **options)
 """
 
 
-@pytest.mark.parametrize(("off", "status"), [("0.0", 0), ("0.1", 1)])
 def test_an_export_that_says_something_else_fails_and_leaves_no_file(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-    off: str,
-    status: int,
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     # an exporter of somebody's, installed like any other: one that gets the last bias wrong
     packages = tmp_path_factory.mktemp("site")
-    (packages / "brokenexporter.py").write_text(BROKEN.format(off=off))
+    (packages / "brokenexporter.py").write_text(BROKEN)
     metadata = packages / "brokenexporter-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: brokenexporter\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[mint_compress.exporters]\nbroken = brokenexporter:Broken\n")
     monkeypatch.syspath_prepend(packages)
     monkeypatch.delitem(sys.modules, "brokenexporter", raising=False)
-    line = f"{MLP} --ratio 0.5 -o out.broken --epochs 0"
-    if status:
-        said = refused(folder, line, status)
-        assert re.search(r"The exported model differs from the pruned one by .* 1e-04 is allowed", said)
-    else:
-        assert good(line)["parity"]["max_rel"] <= 1e-4
-        assert (folder / "out.broken").exists()
-
-
-# Bad input
-
-
-def write(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.joinpath("bad.pt").write_bytes(content) and None
-
-
-def truncated(folder: Path) -> None:
-    whole = (folder / "mlp.pt").read_bytes()
-    (folder / "bad.pt").write_bytes(whole[: len(whole) // 2])
-
-
-def flipped(folder: Path) -> None:
-    content = bytearray((folder / "mlp.pt").read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    (folder / "bad.pt").write_bytes(content)
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("canary",)
-
-
-def malicious(folder: Path) -> None:
-    torch.save({"state_dict": torch.load(folder / "mlp.pt"), "args": Evil()}, folder / "bad.pt")
-
-
-def scripted(folder: Path) -> None:
-    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), folder / "bad.pt")
-
-
-def exported(folder: Path) -> None:
-    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), folder / "bad.pt2")
-    (folder / "bad.pt2").rename(folder / "bad.pt")
-
-
-class Custom(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(2, 2)
-
-
-def custom(folder: Path) -> None:
-    torch.save(Custom(), folder / "bad.pt")
-
-
-def misfit(folder: Path) -> None:
-    state = torch.load(folder / "resnet20.pt")
-    state["fc.weight"] = state.pop("linear.weight")
-    torch.save(state, folder / "bad.pt")
-
-
-def not_a_number(folder: Path) -> None:
-    state = torch.load(folder / "mlp.pt")
-    state["layers.2.weight"][7, 3] = torch.nan
-    torch.save(state, folder / "bad.pt")
-
-
-BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "absent": (lambda _: None, "No such model file: 'bad.pt'"),
-    "empty": (write(b""), "bad.pt is empty"),
-    "truncated": (truncated, "bad.pt"),
-    "html": (write(b"<!DOCTYPE html><html><body>404</body></html>"), "HTML"),
-    "random": (write(np.random.default_rng(0).bytes(4000)), "bad.pt"),
-    "malicious": (malicious, "so it was not read"),
-    "torchscript": (scripted, r"TorchScript.*torch\.save\(model\.state_dict"),
-    "pt2": (exported, r"\.pt2.*torch\.save\(model\.state_dict"),
-    "custom class": (custom, "--trust"),
-    "fits nothing": (misfit, "nearest is zoo:resnet20_cifar.*'linear.weight'.*'fc.weight'"),
-    "nan": (not_a_number, "layers.2.weight"),
-    "flipped": (flipped, "bad.pt"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_files(folder: Path, kind: str) -> None:
-    make, says = BAD_FILES[kind]
-    make(folder)
-    said = refused(folder, "bad.pt --ratio 0.5 -o out.onnx --data digits")
-    assert re.search(says, said), said
-    assert "weights_only=False" not in said
-    assert not (folder / "canary").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ("--ratio 0", "ratio must lie between 0 and 1"),
-        ("--ratio 1", "ratio must lie between 0 and 1"),
-        ("--ratio -0.5", "ratio must lie between 0 and 1"),
-        ("--ratio 0.5 --estimator gim", "Unknown estimator 'gim'. Choose from: gaussian, gmi"),
-        ("--ratio 0.5 -o none/out.onnx", "Output folder 'none' does not exist"),
-        ("--ratio 0.5 -o out.tflite", r"No exporter writes 'out.tflite'. Choose a suffix from: .*\.onnx"),
-        ("--ratio 0.5 --data shape.npz", "3x8x8|1x28x28"),
-        ("--ratio 0.5 --data one.npz", "one class only"),
-        ("--ratio 0.5 --data digits --calibration-images 5000", "5000 calibration images were asked for"),
-        ("--ratio 0.5 --data digits --samples-per-class 5000 --estimator gmi", "50000 calibration images"),
-        ("--ratio 0.5 --arch resnet20_cifar", "does not fit --arch resnet20_cifar"),
-        ("--ratio 0.5 --input-shape 3,32,32", "could not be traced"),
-        ("--plan mlp.pt", "not a pruning plan"),
-    ],
-)
-def test_bad_options(folder: Path, options: str, says: str) -> None:
-    rng = np.random.default_rng(0)
-    shape, classes = ((3, 8, 8), 4) if "shape" in options else ((1, 28, 28), 1)
-    images = rng.integers(0, 255, (40, *shape), dtype=np.uint8)
-    labels = rng.integers(0, classes, 40)
-    for name in ("shape", "one"):
-        np.savez(folder / f"{name}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    said = refused(folder, f"mlp.pt -o out.onnx {options}")
-    assert re.search(says, said), said
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-@pytest.mark.parametrize("option", ["--device cuda", "--provider cuda --epochs 0"])
-def test_cuda_without_cuda(folder: Path, option: str) -> None:
-    assert "CUDA" in refused(folder, f"{MLP} --ratio 0.5 -o out.onnx {option}")
+    said = refused(folder, f"{MLP} --ratio 0.5 -o out.broken --epochs 0", 1)
+    assert re.search(r"The exported model differs from the pruned one by .* 1e-04 is allowed", said)

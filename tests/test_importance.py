@@ -151,6 +151,15 @@ def test_the_scores_are_those_of_score_and_differ_from_each_other() -> None:
         assert torch.equal(nats, other.scores.nats[name])
 
 
+def test_scores_that_differ_by_the_last_bit_do_not_tie() -> None:
+    model, x = network("concat_onto_stream")  # join: five channels, of which three outputs leave two free
+    importance = MutualInformationImportance(model, x.split(16))
+    graph = tp.DependencyGraph().build_dependency(model, x[:1])
+    group = graph.get_pruning_group(model.get_submodule("join"), tp.prune_conv_out_channels, [0, 1, 2, 3, 4])
+    scores = importance(group)
+    assert scores is not None and len(scores.unique()) == 5
+
+
 def test_the_network_is_left_as_it_was() -> None:
     model, x = network("cifar")
     model.train()

@@ -62,6 +62,10 @@ class Regression:
         columns = self.blocks[units]
         width = columns.shape[1]
         present = columns >= 0
+        if width == 1 and bool(present.all()):  # a linear layer: nothing to invert
+            own = self.precision[columns, columns]
+            _check_positive(own, "of the parents that are left")
+            return self.weight[columns[:, 0]].square_().div_(own)
         safe = columns.clamp_min(0)
         precision = self.precision[safe[:, :, None], safe[:, None, :]]
         both = present[:, :, None] & present[:, None, :]
@@ -178,9 +182,13 @@ def gaussian_from_moments(
 def _cholesky(matrix: Tensor, whose: str) -> Tensor:
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed.any()):
-        raise MintError(f"The covariance {whose} is singular. Use more samples, or a larger ridge.")
+    _check_positive(1 - failed, whose)
     return factor
+
+
+def _check_positive(values: Tensor, whose: str) -> None:
+    if not bool((values > 0).all()):
+        raise MintError(f"The covariance {whose} is singular. Use more samples, or a larger ridge.")
 
 
 def _blocks(column_units: Tensor, units: int) -> Tensor:

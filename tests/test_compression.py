@@ -1,0 +1,202 @@
+"""compress() as a library: what it gives back, what it writes, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import Chain, Residual, build, images
+from torch import nn
+from toydata import CLASSES, arrays, task
+
+from mint_compress import MintError, PruningPlan, Report, compress, load
+from mint_compress.counting import parameters
+from mint_compress.evaluation import accuracy
+from mint_compress.finetuning import finetune
+
+QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def chain() -> nn.Module:
+    """A chain that has learnt the task."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Chain(16, 16)
+    finetune(model, arrays().train, epochs=25, lr=0.1, batch_size=16, device="cpu", seed=0)
+    assert accuracy(model, arrays().test) > 0.9
+    return model.eval()
+
+
+def unchanged(model: nn.Module) -> Callable[[], None]:
+    """Note everything about a module; the result asserts that it is still so."""
+    tensors = {n: (t, t.clone()) for n, t in model.state_dict(keep_vars=True).items()}
+    modes = [m.training for m in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+
+    def check() -> None:
+        now = model.state_dict(keep_vars=True)
+        assert now.keys() == tensors.keys()
+        assert all(now[n] is t and torch.equal(t, value) for n, (t, value) in tensors.items())
+        assert all(t.device.type == "cpu" for t in now.values())
+        assert [m.training for m in model.modules()] == modes
+        assert [p.requires_grad for p in model.parameters()] == grads
+        assert all(p.grad is None for p in model.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    return check
+
+
+def test_a_module_and_data_give_a_smaller_module_and_a_report(chain: nn.Module) -> None:
+    check = unchanged(chain)
+    small, report = compress(chain, arrays(), ratio=0.5, round_to=1, epochs=6, lr=0.05, device="cpu")
+    check()
+    assert isinstance(small, Chain) and isinstance(report, Report)
+    assert not any(m.training for m in small.modules())
+    before, after = parameters(chain), parameters(small)
+    assert report.parameters == {"before": before, "after": after}
+    assert report.ratio == {"asked": 0.5, "removed": 1 - after / before}
+    assert 0.5 <= report.ratio["removed"] <= 0.56  # a channel of conv1 is up to 5 % here
+    assert small.conv1.out_channels == small.bn1.num_features == small.conv2.in_channels
+    assert small.conv2.out_channels == small.fc.in_features
+    assert report.accuracy["original"] == accuracy(chain, arrays().test)
+    assert report.accuracy["finetuned"] == accuracy(small, arrays().test)
+    assert report.accuracy["finetuned"] > 0.85
+    assert None not in report.accuracy.values()
+    assert report.model == "Chain" and report.plan is not None
+    # nothing was exported, so nothing is said about it
+    assert report.receipt == {"modules": None, "tensors": None, "export": None}
+    assert report.parity["max_abs"] is None and report.speedup is None and report.sha256 == {}
+
+
+def test_modes_devices_and_global_randomness_stay(chain: nn.Module) -> None:
+    model = build("residual").train()
+    assert isinstance(model, Residual)
+    model.a.eval()
+    model.stem.weight.requires_grad_(False)
+    check, state = unchanged(model), torch.get_rng_state()
+    small, _ = compress(model, None, input_shape=(3, 6, 6), calibration_images=16, **QUICK)
+    check()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not small.get_parameter("stem.weight").requires_grad
+    assert small(images("residual")).shape == (2, 3)
+
+
+def test_without_an_output_nothing_is_written(
+    chain: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compress(chain, arrays(), **QUICK)
+    compress(chain, arrays(), dry_run=True, **QUICK)
+    assert os.listdir(tmp_path) == []
+
+
+def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_path: Path) -> None:
+    small, report = compress(
+        chain, arrays(), output=tmp_path / "small.onnx", provider="cpu", bench_seconds=0.1, **QUICK
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "small.safetensors", "small.json"}
+    assert json.loads((tmp_path / "small.json").read_text()) == report.to_dict()
+    assert set(report.receipt.values()) == {parameters(small)}
+    loaded = load(tmp_path / "small.safetensors", builder=lambda: Chain(16, 16))
+    x = task(8, seed=9)[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), small(x))
+
+
+def test_a_spec_of_the_users_own_loaders(chain: nn.Module) -> None:
+    small, report = compress(chain, "toydata:loaders", **{**QUICK, "epochs": 2})
+    assert report.accuracy["original"] == accuracy(chain, arrays().test)
+    assert report.accuracy["finetuned"] is not None
+    assert any(note.startswith("toydata:loaders: 120 train, 40 validation, 80 test") for note in report.notes)
+    assert small(task(2, seed=0)[0]).shape == (2, CLASSES)
+
+
+def test_without_data_there_is_no_accuracy_and_the_shape_must_be_said(chain: nn.Module) -> None:
+    _, report = compress(chain, None, input_shape=(3, 6, 6), calibration_images=32, **{**QUICK, "epochs": 5})
+    assert set(report.accuracy.values()) == {None}
+    assert "no data: 3x6x6 noise images, no accuracy" in report.notes
+    with pytest.raises(MintError, match=r"size of the input is not known\. Give --input-shape"):
+        compress(build("chain"), None, **QUICK)
+
+
+def test_a_default_is_capped_and_said_a_number_given_is_not(chain: nn.Module) -> None:
+    _, report = compress(chain, arrays(), **QUICK)
+    assert "calibration images: 120" in report.notes
+    _, report = compress(chain, arrays(), calibration_images=100, **QUICK)
+    assert "calibration images: 100" in report.notes
+    with pytest.raises(MintError, match=r"121 calibration images were asked for, but .* has 120") as raised:
+        compress(chain, arrays(), calibration_images=121, **QUICK)
+    assert raised.value.exit_code == 2
+    _, report = compress(chain, arrays(), estimator="gmi", **QUICK)
+    assert "for gmi, calibration images: 120" in report.notes
+    with pytest.raises(MintError, match="124 calibration images were asked for"):
+        compress(chain, arrays(), estimator="gmi", samples_per_class=31, **QUICK)
+
+
+def test_stages_that_are_left_out_are_not_measured(chain: nn.Module) -> None:
+    _, report = compress(chain, arrays(), **QUICK)
+    assert report.accuracy["repaired"] is not None and report.accuracy["finetuned"] is None
+    bare, report = compress(chain, arrays(), compensate=False, **QUICK)
+    assert report.accuracy["repaired"] is None and report.accuracy["finetuned"] is None
+    # nothing but removal: every weight is one of the original's
+    assert isinstance(bare, Chain) and isinstance(chain, Chain) and report.plan is not None
+    kept = {cut["group"]: cut["kept"] for cut in report.plan["groups"]}
+    assert torch.equal(bare.conv1.weight, chain.conv1.weight[list(kept["conv1"])])
+    assert torch.equal(bare.fc.weight, chain.fc.weight[:, list(kept["conv2"])])
+
+
+def test_without_distillation_another_network_comes_out(chain: nn.Module) -> None:
+    options = {**QUICK, "epochs": 1}
+    taught, _ = compress(chain, arrays(), **options)
+    alone, report = compress(chain, arrays(), distill=False, **options)
+    assert report.accuracy["finetuned"] is not None
+    assert not torch.equal(taught.get_parameter("fc.weight"), alone.get_parameter("fc.weight"))
+
+
+def test_a_plan_is_applied_as_object_and_as_file(chain: nn.Module, tmp_path: Path) -> None:
+    output = tmp_path / "small.onnx"
+    dry, report = compress(chain, arrays(), output=output, dry_run=True, **QUICK)
+    assert os.listdir(tmp_path) == ["small.plan.json"] and set(report.accuracy.values()) == {None}
+    file = tmp_path / "small.plan.json"
+    plan = PruningPlan.from_json(file.read_text())
+    assert report.plan == plan.to_dict()
+    options = {key: value for key, value in QUICK.items() if key != "ratio"}
+    direct, _ = compress(chain, arrays(), **QUICK)
+    for given in (plan, file, str(file)):
+        small, again = compress(chain, arrays(), plan=given, **options)
+        assert again.plan == report.plan and again.ratio["asked"] == 0.4
+        assert [p.shape for p in small.parameters()] == [p.shape for p in dry.parameters()]
+        for name, tensor in small.state_dict().items():
+            assert torch.equal(tensor, direct.state_dict()[name]), name
+    with pytest.raises(MintError, match="made for another network"):
+        compress(build("residual"), arrays(), plan=plan, **options)
+
+
+def test_ignored_groups_and_heads_are_listed(chain: nn.Module) -> None:
+    _, report = compress(chain, arrays(), ignore=["conv2"], **{**QUICK, "ratio": 0.3})
+    reasons = {row["group"]: row["reason"] for row in report.left_alone}
+    assert "ignore" in reasons["conv2"] and reasons["fc"].startswith("head")
+    assert report.plan is not None and {cut["group"] for cut in report.plan["groups"]} == {"conv1"}
+
+
+def test_progress_names_the_stages_and_ends_each(chain: nn.Module) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        assert (0 <= done <= total and seen.get(stage, (0, 0))[0] <= done) or stage == "accuracy"
+        seen[stage] = (done, total)
+
+    compress(chain, arrays(), progress=progress, **{**QUICK, "epochs": 1})
+    assert {"analyse", "calibrate", "score", "accuracy", "repair", "fine-tuning"} <= seen.keys()
+    assert all(done == total for done, total in seen.values())
+
+
+def test_a_network_that_is_no_better_than_chance_is_noted() -> None:
+    _, report = compress(build("chain"), arrays(), **QUICK)
+    assert any("chance" in note for note in report.notes)

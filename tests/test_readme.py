@@ -1,0 +1,186 @@
+"""The README says what is true: its commands, its Python and its table of options."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from networks import Chain, images
+from toydata import arrays
+
+import mint_compress
+from mint_compress.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK_START = "mint-compress vgg16.pt --ratio 0.75 -o vgg16_small.onnx --data digits"
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = re.findall(r"mint-compress [^`\n]*|--[a-z-]+ [^`\n]*", README)
+
+
+def compress_options() -> dict[str, click.Option]:
+    command = main.commands["compress"]  # type: ignore[attr-defined]
+    return {name: p for p in command.params if isinstance(p, click.Option) for name in p.opts}
+
+
+def table() -> dict[str, str]:
+    """Option -> the default that the README names, a row of which may hold several."""
+    found: dict[str, str] = {}
+    section = README.split("## Options", 1)[1].split("\n## ", 1)[0]
+    for row in section.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
+        if len(cells) != 4 or not cells[1].startswith("`-"):
+            continue
+        names = [name for code in re.findall(r"`(-[^`]*)`", cells[1]) for name in code.split()[:1]]
+        defaults = cells[3].split(", ")
+        same = len(defaults) == len(names) > 1
+        found |= {name: defaults[i] if same else cells[3] for i, name in enumerate(names)}
+    return found
+
+
+# Commands
+
+
+def test_the_quick_start_is_what_make_demo_shows_and_runs() -> None:
+    assert f"\n```\n{QUICK_START}\n```\n" in README
+    demo = (ROOT / "Makefile").read_text().split("\ndemo:", 1)[1].split("\n\n", 1)[0]
+    shown, run = [line for line in demo.splitlines() if QUICK_START in line]
+    assert shown == f"\t@echo '$$ {QUICK_START}'"
+    assert run.endswith(f" {QUICK_START} --force") and run.startswith("\t@cd demo && ")
+    assert "examples/train_vgg16_digits.py demo/vgg16.pt" in demo
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"\bmake (\w+) +#", README)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_every_command_line_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = {line for line in COMMANDS if line.startswith("mint-compress ") and ".onnx" in line}
+    assert len(lines) == 3
+    for line in lines:
+        # the options are understood: what is missing is the model alone
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: No such model file: 'vgg16"), line
+
+
+def test_the_extras_and_the_licence_are_those_of_the_package() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", README) for extra in group.split(",")}
+    assert named == set(project["optional-dependencies"])
+    assert project["license"] == "Apache-2.0" and "Apache-2.0." in README
+    assert project["version"] == mint_compress.__version__ == version("mint-compress")
+
+
+# Options
+
+
+def test_the_table_names_every_option_and_no_other() -> None:
+    options = compress_options()
+    listed = {("--output" if name == "-o" else name) for name in table()}
+    assert listed == {name for name in options if name.startswith("--")} - {"--version"}
+
+
+def test_the_defaults_are_those_of_the_command() -> None:
+    from mint_compress.compression import CALIBRATION_IMAGES, SAMPLES_PER_CLASS
+
+    options = compress_options()
+    said = table()
+    numbers = {name: text for name, text in said.items() if re.fullmatch(r"[\d.]+", text)}
+    assert float(numbers.pop("--calibration-images")) == CALIBRATION_IMAGES
+    assert float(numbers.pop("--samples-per-class")) == SAMPLES_PER_CLASS
+    assert {name: float(text) for name, text in numbers.items()} == {
+        name: options[name].default for name in numbers
+    }
+    assert {"--upper-limit", "--round-to", "--groups", "--epochs", "--lr", "--batch-size"} <= numbers.keys()
+    words = {n: t for n, t in said.items() if t in ("auto", "both", "gaussian")}
+    assert words == {n: options[n].default for n in words} and len(words) == 4
+
+
+# Python
+
+
+def test_the_python_names_what_exists() -> None:
+    assert len(PYTHON) == 3
+    for block in PYTHON:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "mint_compress":
+                assert all(alias.name in mint_compress.__all__ for alias in node.names)
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "mint_compress"
+            ):
+                assert node.attr in mint_compress.__all__
+
+
+def test_the_library_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small network under the README's file name, and short stages."""
+    from mint_compress.zoo import BUILDERS
+
+    torch.save(BUILDERS["mlp"]().state_dict(), tmp_path / "vgg16.pt")
+    monkeypatch.chdir(tmp_path)
+    whole = mint_compress.compress
+
+    def quick(*args: Any, **given: Any) -> Any:
+        return whole(*args, **given, epochs=1, calibration_images=64, bench_seconds=0.1, device="cpu")
+
+    monkeypatch.setattr(mint_compress, "compress", quick)
+    names: dict[str, Any] = {}
+    for block in PYTHON[:2]:
+        exec(compile(block, "README.md", "exec"), names)
+    report = json.loads((tmp_path / "vgg16_small.json").read_text())
+    assert names["report"].to_dict() == report
+    assert report["ratio"]["asked"] == 0.75 and report["accuracy"]["finetuned"] is not None
+    assert sum(p.numel() for p in names["model"].parameters()) == report["parameters"]["after"]
+
+
+def test_the_importance_block_runs_as_printed() -> None:
+    names: dict[str, Any] = {"model": Chain().eval(), "example_inputs": images("chain")}
+    names["batches"] = [arrays().calibration(32, seed=0)]
+    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    assert names["model"].conv1.out_channels == 3 and names["model"].fc.out_features == 4
+
+
+# The whole quick start
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "train_vgg16_digits.py"
+    subprocess.run([sys.executable, script, tmp_path / "vgg16.pt"], check=True, cwd=ROOT)
+    command = [sys.executable, "-c", "from mint_compress.cli import main; main()"]
+    done = subprocess.run(
+        [*command, *shlex.split(QUICK_START)[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "vgg16.pt",
+        *(f"vgg16_small{suffix}" for suffix in (".onnx", ".safetensors", ".json")),
+    }
+    report = json.loads((tmp_path / "vgg16_small.json").read_text())
+    assert 0.75 <= report["ratio"]["removed"] <= 0.77
+    assert report["accuracy"]["original"] >= 0.986
+    assert report["accuracy"]["finetuned"] >= report["accuracy"]["original"] - 0.01
+    assert report["speedup"] > 1
+    last = done.stdout.splitlines()[-10:]
+    assert last[0].startswith("Parameters") and last[-1].startswith("Written")

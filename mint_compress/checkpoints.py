@@ -287,7 +287,10 @@ def save(
     }
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()  # with the user's own permissions: safetensors would make it private
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header), "format": "pt"})
+        temporary.chmod(mode)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:
         raise MintError(f"Cannot write {file}: {error}.") from error

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +245,9 @@ def test_builder_survives_deepcopy():
     remember_builder(model, Builder("zoo:mlp"), [1, 28, 28])
     twin = copy.deepcopy(model)
     assert (builder_of(twin), input_shape_of(twin)) == (Builder("zoo:mlp"), (1, 28, 28))
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    save(BUILDERS["mlp"](), tmp_path / "mlp.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "mlp.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -38,18 +39,23 @@ def random(groups: Sequence[ChannelGroup], seed: int) -> dict[str, np.ndarray]:
 def uniform_plan(
     groups: Sequence[ChannelGroup], scores: Mapping[str, np.ndarray], parameters: int, *, round_to: int = 1
 ) -> PruningPlan:
-    """The same share of every group goes, lowest scores first, until ``parameters`` or fewer are left."""
-    ranks = {name: np.argsort(np.argsort(values, kind="stable")) for name, values in scores.items()}
+    """About the same share of every group goes, lowest scores first, until ``parameters`` are left.
 
-    def cut(steps: int) -> PruningPlan:
+    Positions go in the order of their rank within their group, as a share of its width, one at a time
+    over all groups: so the count is met as closely as by a plan of this project.
+    """
+    ranks = {name: np.argsort(np.argsort(values, kind="stable")) for name, values in scores.items()}
+    order = sorted(((rank + 0.5) / len(own), name) for name, own in ranks.items() for rank in range(len(own)))
+
+    def cut(count: int) -> PruningPlan:
+        gone = Counter(name for _, name in order[:count])
         masks = {}
         for name, rank in ranks.items():
             step = round_to if len(rank) > round_to else 1
-            gone = int(len(rank) * steps / 1000) // step * step
-            masks[name] = rank < min(gone, len(rank) - 1)
+            masks[name] = rank < min(gone[name] // step * step, len(rank) - 1)
         return make_plan(groups, masks, asked=1 - parameters / groups[0].network.parameters)
 
-    low, high = 0, 1000
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
         if cut(middle).parameters[1] <= parameters:

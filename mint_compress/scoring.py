@@ -15,7 +15,7 @@ from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
-from mint_compress.estimators.gaussian import eliminate, regression
+from mint_compress.estimators.elimination import eliminate, regression
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from reference import conditional_information, elimination, gaussian_pair, least
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.estimators import gaussian as module
-from mint_compress.estimators.gaussian import (
+from mint_compress.estimators import elimination as module
+from mint_compress.estimators.elimination import (
     Regression,
     eliminate,
-    gaussian,
     gaussian_from_moments,
     information,
     regression,
 )
+from mint_compress.estimators.gaussian import gaussian
 
 
 def draw(seed: int, *shape: int) -> Tensor:

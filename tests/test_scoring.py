@@ -10,7 +10,7 @@ from torch import nn
 from mint_compress.calibration import Calibration, calibrate
 from mint_compress.channels import ChannelGroup
 from mint_compress.errors import MintError
-from mint_compress.estimators.gaussian import eliminate, regression
+from mint_compress.estimators.elimination import eliminate, regression
 from mint_compress.groups import find_groups
 from mint_compress.planning import Budget, plan
 from mint_compress.scoring import NOISE, RIDGE, ChannelScores, score

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
 from mint_compress.checkpoints import builder_of, input_shape_of, remember_builder
-from mint_compress.compensation import compensate_
+from mint_compress.compensation import Repair, compensate_
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
 from mint_compress.data import Data, load_data, synthetic_images
 from mint_compress.devices import resolve_device
@@ -36,8 +35,6 @@ from mint_compress.reporting import Report
 from mint_compress.scoring import score, uses_samples
 from mint_compress.shipping import ship, write_plan
 from mint_compress.verification import layer_counts
-
-log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 1024
 SAMPLES_PER_CLASS = 250
@@ -193,7 +190,7 @@ def compress(
         notes += (warning,)
     if compensate:
         repairs = compensate_(pruned, original, plan, images.split(BATCH), seed=seed, progress=progress)
-        log.info("repaired %d layers", len(repairs))
+        notes += _unrepaired(plan, repairs)
         scores["repaired"] = _accuracy(pruned, data, settings)
     if data is not None and epochs:
         finetune(
@@ -209,6 +206,13 @@ def compress(
             threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
         )  # fmt: skip
     return pruned, report
+
+
+def _unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:
+    """A line for the layers that lost inputs and could not be refitted."""
+    missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
+    reason = "called twice, shared, transposed, or not a plain convolution or linear layer"
+    return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()
 
 
 def _open_model(

@@ -15,9 +15,12 @@ from torch import nn
 from toydata import CLASSES, arrays, task
 
 from mint_compress import MintError, PruningPlan, Report, compress, load
+from mint_compress.compensation import Repair
+from mint_compress.compression import _unrepaired
 from mint_compress.counting import parameters
 from mint_compress.evaluation import accuracy
 from mint_compress.finetuning import finetune
+from mint_compress.planning import LayerCut
 
 QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
 
@@ -200,3 +203,11 @@ def test_progress_names_the_stages_and_ends_each(chain: nn.Module) -> None:
 def test_a_network_that_is_no_better_than_chance_is_noted() -> None:
     _, report = compress(build("chain"), arrays(), **QUICK)
     assert any("chance" in note for note in report.notes)
+
+
+def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
+    cut = LayerCut("head", "conv", "in", 0, 4, (1,))
+    plan = PruningPlan(0.5, 0.5, (2, 1), (2, 1), (), (cut,), {})
+    (note,) = _unrepaired(plan, [])
+    assert note.startswith("not repaired (") and note.endswith("): head")
+    assert _unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()

@@ -124,8 +124,10 @@ def compensate_(
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
             norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
             columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-            fit = RidgeFit.of(columns, intercept=norm is not None or layer.bias is not None)
             wanted = rows_wanted(min(columns, MAX_COLUMNS), len(images))
+            places = min(wanted, output_positions(layer, references[0].halted_output()))
+            intercept = norm is not None or layer.bias is not None
+            fit = RidgeFit.of(columns, rows=places * len(images), intercept=intercept)
             target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
             for mine, reference in zip(passes, references, strict=True):
                 goal = target.of(name, mine, reference)
@@ -170,8 +172,7 @@ class _Target:
 
     def of(self, name: str, mine: Pass, reference: Pass) -> Tensor:
         """The original's output; where a shortcut is added, also what that has lost on its way."""
-        assert reference.output is not None
-        output = self._kept_of(reference.output)
+        output = self._kept_of(reference.halted_output())
         if not self.drifts:
             return output
         drift = self._kept_of(reference.remembered.pop(name)) - mine.remembered.pop(name)

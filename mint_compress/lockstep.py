@@ -82,6 +82,11 @@ class Pass:
         if self._abandoned:
             raise _Abandoned
 
+    def halted_output(self) -> Tensor:
+        """The output of the layer it has halted after."""
+        assert self.output is not None
+        return self.output
+
     def abandon(self) -> None:
         """End the thread, wherever it is."""
         self._abandoned = True

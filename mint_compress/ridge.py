@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +45,10 @@ class RidgeFit(ABC):
         self.columns, self.intercept = columns, intercept
 
     @staticmethod
-    def of(columns: int, *, intercept: bool) -> RidgeFit:
-        """The form that suits the number of columns: products of columns, or products of rows."""
-        return (_Primal if columns <= MAX_COLUMNS else _Dual)(columns, intercept=intercept)
+    def of(columns: int, *, rows: int, intercept: bool) -> RidgeFit:
+        """The smaller form: products of columns, or, where there are fewer rows than columns, of rows."""
+        primal = columns <= MAX_COLUMNS and columns <= rows
+        return (_Primal if primal else _Dual)(columns, intercept=intercept)
 
     def add(self, x: Tensor, y: Tensor, images: int) -> None:
         """Add inputs ``(groups, n, columns)`` and targets ``(groups, n, outputs)`` of some images."""
@@ -105,7 +107,11 @@ class _Primal(RidgeFit):
         fitted = _Normal.of(self._sums[0], self.columns, self.intercept)
         held = _Normal.of(self._sums[1], self.columns, self.intercept) if self._sums[1].rows else fitted
         self._all = fitted.joined(held) if self._sums[1].rows else fitted
-        errors = {ridge: held.error(fitted.solve(ridge, prior)) for ridge in RIDGES}
+        errors = {}
+        for ridge in RIDGES:
+            # too small a ridge for columns that depend on each other
+            with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                errors[ridge] = held.error(fitted.solve(ridge, prior))
         return held.error(prior), errors, float(held.yy.sum())
 
     def _solve(self, ridge: float, prior: Tensor) -> Tensor:

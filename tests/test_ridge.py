@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mint_compress.ridge import HELD_OUT, _Dual, _Primal
+from mint_compress.ridge import HELD_OUT, RidgeFit, _Dual, _Primal
 
 
 def rows(count: int = 48, columns: int = 12, outputs: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,3 +60,19 @@ def test_held_out_rows_are_those_of_every_fourth_image() -> None:
     held = [i for image in range(8) if image % HELD_OUT == 3 for i in (2 * image, 2 * image + 1)]
     assert torch.equal(fit._rows[1][0][:, :, :12], x[:, held])
     assert prior.shape == (2, 12, 3)
+
+
+def test_the_form_follows_from_rows_and_columns() -> None:
+    forms = [RidgeFit.of(c, rows=r, intercept=True) for c, r in ((12, 48), (49, 48), (9000, 10**6))]
+    assert [type(form) for form in forms] == [_Primal, _Dual, _Dual]
+
+
+def test_columns_that_depend_on_each_other_need_no_special_care() -> None:
+    generator = torch.Generator().manual_seed(2)
+    few = torch.randn(1, 40, 3, generator=generator)
+    x = few.repeat(1, 1, 500)  # 1,500 columns, 3 of them different, multiplied in float32
+    fit = _Primal(1500, intercept=True)
+    fit.add(x, few.sum(2, keepdim=True), 20)
+    chosen = fit.choose(torch.zeros(1, 1500, 1, dtype=torch.float64))
+    assert chosen.before > 0.9
+    assert chosen.after < 1e-3

@@ -89,3 +89,23 @@ def elimination(
         order.append(left[best])
         losses.append(steps[best])
     return order, losses
+
+
+def mint_regime(nats: float, seed: int, rows: int = 2500, others: int = 508) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples at MINT's sizes: four children, their own four parents, and ``others`` parents besides.
+
+    The children have ``nats`` of conditional mutual information with parent group 0 given the other
+    parents (groups of 4 from 1 on). Both sides depend linearly on the others as well, so that half
+    of their variance is common cause. Jointly Gaussian, float32.
+
+    Returns children ``(rows, 4)``, parents ``(rows, 4 + others)``, parent_groups ``(4 + others,)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rest = torch.randn(rows, others, generator=generator)
+    cause = rest @ torch.randn(others, 8, generator=generator) / max(others, 1) ** 0.5
+    own, left = torch.randn(rows, 8, generator=generator).chunk(2, 1)
+    # four independent links, each of nats / 4 = -1/2 log(1 - rho^2)
+    rho = (1 - torch.tensor(-nats / 2).exp()) ** 0.5
+    children = cause[:, :4] + rho * own + (1 - rho**2) ** 0.5 * left
+    parents = torch.cat([cause[:, 4:] + own, rest], 1)
+    return children, parents, torch.arange(4 + others) // 4

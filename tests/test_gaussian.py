@@ -1,23 +1,18 @@
-"""The Gaussian estimator and backward elimination against closed forms and brute force."""
+"""The Gaussian estimator on samples against closed forms and brute force."""
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import conditional_information, elimination, gaussian_pair, least_squares
+from reference import conditional_information, gaussian_pair, mint_regime
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.estimators import elimination as module
-from mint_compress.estimators.elimination import (
-    Regression,
-    eliminate,
-    gaussian_from_moments,
-    information,
-    regression,
-)
+from mint_compress.estimators import gaussian as module
 from mint_compress.estimators.gaussian import gaussian
 
 
@@ -39,9 +34,6 @@ def mixed(seed: int, rows: int, children: int, parents: int) -> tuple[Tensor, Te
     y = draw(seed, rows, parents) @ draw(seed + 1, parents, parents)
     x = y @ draw(seed + 2, parents, children) + 2 * draw(seed + 3, rows, children)
     return x * torch.logspace(-3, 3, children, dtype=torch.float64), y + 5
-
-
-# ---------------------------------------------------------------- all pairs
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-2])
@@ -118,24 +110,16 @@ def test_the_correction_leaves_no_bias(rows: int) -> None:
         ]
     )
     corrected: list[Tensor] = []
-    plain: list[Tensor] = []
     for seed in range(400):
         data = draw(1000 + seed, rows, 8) @ factor.T
-        for correct, into in ((True, corrected), (False, plain)):
-            into.append(
-                gaussian(
-                    data[:, :3],
-                    data[:, 3:],
-                    child_groups=child_groups,
-                    parent_groups=parent_groups,
-                    noise=0,
-                    correct=correct,
-                )
-            )
+        x, y = data[:, :3], data[:, 3:]
+        corrected.append(gaussian(x, y, child_groups=child_groups, parent_groups=parent_groups, noise=0))
+    plain = gaussian(x, y, child_groups=child_groups, parent_groups=parent_groups, noise=0, correct=False)
     error = torch.stack(corrected) - truth
     allowed = 4 * error.std(0) / math.sqrt(len(error))
     assert bool((error.mean(0).abs() < allowed).all())
-    assert bool(((torch.stack(plain) - truth).mean(0) > allowed).all())  # and there was a bias to see
+    # and there was a bias to see; it depends on the sizes only
+    assert bool((error.mean(0) + plain - corrected[-1] > allowed).all())
 
 
 def test_a_determined_child_is_worth_its_brain_surgeons_saliency() -> None:
@@ -213,150 +197,165 @@ def test_without_noise_a_determined_child_is_an_error() -> None:
         gaussian(y.sum(1, keepdim=True), y, noise=0)
 
 
-# ---------------------------------------------------------------- second moments, elimination
-
-
-def problem(seed: int, owner: list[int], children: int) -> tuple[Tensor, Tensor, Tensor]:
-    d = len(owner)
-    mix = draw(seed, d, d)
-    covariance = mix @ mix.T / d + 0.3 * torch.eye(d, dtype=torch.float64)
-    return covariance, draw(seed + 1, d, children), torch.tensor(owner)
-
-
-def set_up(
-    problems: list[tuple[Tensor, Tensor, Tensor]], units: int, noise: float = 1e-2
-) -> list[Regression]:
-    return [regression(s, w, owner, units, noise=noise, ridge=0.0) for s, w, owner in problems]
-
-
-# units of one, two and three columns, scattered; -1 stays
-SCATTERED = [3, 0, 1, -1, 1, 2, 3, 0, 3, -1, 4]
-
-
-def test_scores_from_moments_are_those_from_samples() -> None:
-    y = draw(30, 200, 7) @ draw(31, 7, 7)
-    weight, groups = draw(32, 7, 3), torch.tensor([0, 1, 1, 2, 3, 2, 2])
-    found = gaussian_from_moments(torch.cov(y.T, correction=0), weight, groups, 4, noise=1e-2, ridge=0.0)
-    expected = gaussian(y @ weight, y, parent_groups=groups, noise=1e-2, correct=False)
-    assert found.shape == (4,)
-    assert torch.allclose(found, expected.sum(0), rtol=0, atol=1e-9)
-
-
-def test_first_removal_is_the_cheapest_of_all() -> None:
-    p = problem(40, SCATTERED, 4)
-    order, losses = elimination([p], 5, 1e-2)
-    scores = gaussian_from_moments(*p, 5, noise=1e-2, ridge=0.0)
-    assert int(scores.argmin()) == order[0]
-    assert float(scores.min()) == pytest.approx(losses[0], abs=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_removal_is_the_cheapest_after_a_fresh_refit(seed: int) -> None:
-    problems = [problem(50 + 10 * seed, SCATTERED, 4)]
-    order, losses = eliminate(set_up(problems, 5), 5)
-    expected_order, expected_losses = elimination(problems, 5, 1e-2)
-    assert order.tolist() == expected_order
-    assert losses.dtype == torch.float64
-    assert losses.tolist() == pytest.approx(expected_losses, abs=1e-9)
-
-
-def test_two_problems_lose_the_smallest_sum() -> None:
-    problems = [problem(98, [0, 1, 2, 3, 4, 5], 3), problem(298, [5, 2, 2, 1, 0, 4, 3], 2)]
-    order, losses = eliminate(set_up(problems, 6), 6)
-    expected_order, expected_losses = elimination(problems, 6, 1e-2)
-    assert order.tolist() == expected_order == [5, 3, 1, 0, 2, 4]
-    assert losses.tolist() == pytest.approx(expected_losses, abs=1e-9)
-    # neither would have begun with 5 by itself
-    assert [elimination([p], 6, 1e-2)[0][0] for p in problems] == [4, 3]
-
-
-def test_weights_are_refitted_on_what_is_left() -> None:
-    covariance, weight, owner = problem(60, SCATTERED, 4)
-    [one] = set_up([(covariance, weight, owner)], 5)
-    snapshots: dict[int, tuple[Tensor, Tensor]] = {}
-    order, _ = eliminate([one], 5, step=lambda k: snapshots.update({k: (one.weight.clone(), one.noise)}))
-    assert list(snapshots) == [1, 2, 3, 4, 5]
-    variance = ((covariance @ weight) * weight).sum(0)
-    for k, (found, noise) in snapshots.items():
-        kept = [c for c in range(len(owner)) if int(owner[c]) not in order[:k].tolist()]
-        expected = least_squares(covariance, weight, kept)
-        assert float((found - expected).abs().max()) < 1e-8
-        error = weight - expected
-        lost = ((covariance @ error) * error).sum(0)
-        assert torch.allclose(noise, 1e-2 * variance + lost, rtol=1e-9)
-
-
-def test_of_two_copies_one_is_free_and_the_other_dear() -> None:
-    y = draw(70, 500, 4)
-    y = torch.cat([y, y[:, 1:2]], 1)  # column 4 is a copy of column 1
-    weight = torch.tensor([[1.0], [0.8], [0.9], [1.1], [0.7]], dtype=torch.float64)
-    moments = (torch.cov(y.T, correction=0), weight, torch.arange(5))
-    scores = gaussian_from_moments(*moments, 5, noise=1e-2, ridge=1e-6)
-    assert bool((scores[[1, 4]] < 1e-3).all()) and bool((scores[[0, 2, 3]] > 1).all())
-    order, losses = eliminate([regression(*moments, 5, noise=1e-2, ridge=1e-6)], 5)
-    assert int(order[0]) in (1, 4)
-    assert float(losses[0]) < 1e-3
-    assert int(order[-1]) in (1, 4)  # with the weight of both, the other one is the dearest of all
-    assert bool((losses[1:] > 0.1).all())
-    survivor = order[-1]
-    fresh = regression(*moments, 5, noise=1e-2, ridge=1e-6)
-    fresh.remove(order[:1])
-    assert float(information([fresh], survivor[None])) > 1
-
-
-def test_ties_go_to_the_lower_number() -> None:
-    covariance, weight = torch.eye(6, dtype=torch.float64), torch.ones(6, 2, dtype=torch.float64)
-    order, losses = eliminate(set_up([(covariance, weight, torch.tensor([4, 2, 0, 1, 5, 3]))], 6), 6)
-    assert order.tolist() == [0, 1, 2, 3, 4, 5]
-    assert bool((losses.diff() < 0).all())  # a share of ever larger noise
-
-
-def test_units_without_columns_go_first_and_are_free() -> None:
-    order, losses = eliminate(set_up([problem(80, [1, 3, 1], 2)], 4), 4)
-    assert order[:2].tolist() == [0, 2]
-    assert losses[:2].tolist() == [0, 0] and bool((losses[2:] > 0).all())
-
-
-def test_removal_in_blocks_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    width = 40
-    mix = 0.2 * draw(100, width, width) / math.sqrt(width)
-    covariance = torch.eye(width, dtype=torch.float64) + mix + mix.T
-    # the cheap ones scattered, each some 30 % dearer than the one before
-    size = torch.logspace(-2, 2, width, dtype=torch.float64)[draw(101, width).argsort()]
-    problems = [(covariance, size[:, None] * draw(102, width, 3).sign(), torch.arange(width))]
-    exact = eliminate(set_up(problems, width), width)
-    monkeypatch.setattr(module, "EXACT_COLUMNS", 20)
-    steps: list[int] = []
-    order, losses = eliminate(set_up(problems, width), width, step=steps.append)
-    assert steps == list(range(4, width + 1, 4))  # four at a time
-    assert order.tolist() == exact[0].tolist()
-    assert torch.allclose(losses, exact[1], rtol=1e-8, atol=0)
-
-
-def test_removal_in_blocks_does_not_take_both_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    y = draw(120, 500, 39)
-    y = torch.cat([y, y[:, :1]], 1)
-    one = regression(
-        torch.cov(y.T, correction=0),
-        1 + 0.1 * draw(121, 40, 2),
-        torch.arange(40),
-        40,
-        noise=1e-2,
-        ridge=1e-6,
+def test_children_and_parents_of_one_group_each_share_their_whole_information() -> None:
+    x, y = mixed(30, 60, 3, 5)
+    whole = [torch.zeros(n, dtype=torch.long) for n in (3, 5)]
+    found = gaussian(x, y, child_groups=whole[0], parent_groups=whole[1], noise=0, correct=False)
+    covariance = torch.cov(torch.cat([x, y], 1).T, correction=0)
+    assert found.shape == (1, 1)
+    assert float(found) == pytest.approx(
+        conditional_information(covariance, [0, 1, 2], [3, 4, 5, 6, 7], []), abs=1e-10
     )
-    monkeypatch.setattr(module, "EXACT_COLUMNS", 10)
-    order, losses = eliminate([one], 40)
-    assert {int(order[0]), int(order[-1])} == {0, 39}
-    assert float(losses[0]) < 1e-3 and bool((losses[1:] > 0.01).all())
 
 
-def test_bad_moments_are_refused() -> None:
-    covariance, weight, owner = problem(110, [0, 1, 2], 2)
-    with pytest.raises(MintError, match="NaN or infinite"):
-        regression(covariance * float("nan"), weight, owner, 3, noise=1e-2, ridge=0)
-    with pytest.raises(MintError, match="NaN or infinite"):
-        regression(covariance, weight * float("inf"), owner, 3, noise=1e-2, ridge=0)
-    with pytest.raises(MintError, match=r"3 parents .ridge 0. is singular"):
-        regression(torch.ones(3, 3), weight.float(), owner, 3, noise=1e-2, ridge=0)
-    with pytest.raises(MintError, match="noise must be positive, not 0"):
-        regression(covariance, weight, owner, 3, noise=0, ridge=0)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(-2, 2))
+def test_two_columns_say_the_same_about_each_other(seed: int, link: float) -> None:
+    y = draw(seed, 30, 1)
+    x = link * y + draw(seed + 1, 30, 1)
+    assert float(gaussian(x, y, noise=0)) == pytest.approx(float(gaussian(y, x, noise=0)), abs=1e-10)
+
+
+# ---------------------------------------------------------------- float32, extreme values
+
+
+def layer(seed: int, left: float = 1.0) -> tuple[Tensor, Tensor]:
+    """2500 float32 rows of 512 parents, of which the others leave about ``left``, and 64 children."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(2500, 16, generator=generator) @ torch.randn(16, 512, generator=generator) / 4
+    y = (1 - left) ** 0.5 * common + left**0.5 * torch.randn(2500, 512, generator=generator)
+    x = y @ torch.randn(512, 64, generator=generator) / 20 + torch.randn(2500, 64, generator=generator)
+    return x.relu() + 3, 7 * y - 20
+
+
+@pytest.mark.parametrize("left", [1.0, 1e-2, 1e-5])
+def test_float32_is_as_good_as_float64(left: float) -> None:
+    x, y = layer(1, left)
+    for groups in (None, (torch.arange(64) // 4, torch.arange(512) // 4)):
+        labels: dict[str, Any] = (
+            {} if groups is None else {"child_groups": groups[0], "parent_groups": groups[1]}
+        )
+        found, exact = gaussian(x, y, **labels), gaussian(x.double(), y.double(), **labels)
+        assert found.dtype == torch.float64
+        assert float((found - exact).abs().max()) < 1e-5
+
+
+def test_float32_at_full_size_is_what_each_pair_gives() -> None:
+    x, y = layer(2, 0.5)
+    found = gaussian(x, y, parent_groups=torch.arange(512) // 4, correct=False)
+    expected = gaussian_pair(x[:, :1].double(), y.double(), [40, 41, 42, 43], 1e-2)
+    assert abs(float(found[0, 10] - expected)) < 1e-5
+
+
+def test_precision_that_the_caller_gave_away_is_not_used_and_is_given_back() -> None:
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    x, y = layer(3)
+    expected = gaussian(x, y)
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+        assert torch.equal(gaussian(x, y), expected)
+        with pytest.raises(MintError):
+            gaussian(x, torch.cat([y, y[:, :1]], 1))
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.fp32_precision = was
+
+
+@pytest.mark.parametrize(
+    "dtype, size",
+    [(torch.float32, 1e-35), (torch.float32, 1e36), (torch.float64, 1e-305), (torch.float64, 1e306)],
+)
+def test_columns_of_any_size_count(dtype: torch.dtype, size: float) -> None:
+    x, y = (part.to(dtype) for part in (draw(40, 200, 2), draw(41, 200, 3)))
+    x = x + y[:, :2]
+    scale = torch.tensor([1, size, 1], dtype=dtype)
+    found = gaussian(x * scale[:2], torch.cat([y * scale, torch.full_like(y[:, :1], size)], 1))
+    assert torch.allclose(found[:, :3], gaussian(x, y), rtol=0, atol=1e-5)
+    assert not found[:, 3].any()
+
+
+# ---------------------------------------------------------------- MINT's regime
+
+
+@cache
+def estimates(nats: float) -> Tensor:
+    """20 seeds, 2500 rows: 4 children, their own 4 parents, 508 others."""
+    found = []
+    for seed in range(20):
+        x, y, groups = mint_regime(nats, seed)
+        labels: dict[str, Any] = {"child_groups": torch.zeros(4, dtype=torch.long), "parent_groups": groups}
+        found.append(gaussian(x, y, noise=0, **labels)[0, 0])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("nats, spread", [(0.0, 0.0014), (0.1, 0.0087), (1.0, 0.024)])
+def test_no_bias_at_full_size(nats: float, spread: float) -> None:
+    found = estimates(nats)
+    assert abs(float(found.mean()) - nats) < 4 * spread / math.sqrt(len(found))
+    assert 0.5 * spread < float(found.std()) < 2 * spread
+
+
+def test_a_tenth_of_a_nat_is_told_from_nothing() -> None:
+    null, link = estimates(0.0), estimates(0.1)
+    area = (link[:, None] > null).double().mean()
+    assert float(area) >= 0.99
+
+
+# ---------------------------------------------------------------- shrinkage, blocks
+
+
+def shrunk_pair(data: Tensor, share: float, x: list[int], y: list[int], children: int) -> float:
+    """Plug-in nats from the shrunk joint correlation matrix, with 1e-2 of noise on the children."""
+    correlation = torch.corrcoef(data.T) * (1 - share)
+    correlation.diagonal().add_(share)
+    correlation.diagonal()[:children] += 1e-2
+    z = [c for c in range(children, data.shape[1]) if c not in y]
+    return conditional_information(correlation, x, y, z)
+
+
+@pytest.mark.parametrize("shrinkage", [0.2, "oas"])
+def test_shrinkage_is_that_of_the_joint_correlations(shrinkage: float | str) -> None:
+    from sklearn.covariance import oas
+
+    x, y = mixed(50, 40, 20, 80)  # half as many rows as parents
+    data = torch.cat([(part - part.mean(0)) / part.std(0, correction=0) for part in (x, y)], 1)
+    share = 0.2
+    if shrinkage == "oas":
+        squares, size, rows = float((data.T @ data / 40).square().sum()), 100, 40
+        above = (1 - 2 / size) * squares + size**2  # eq. 23; the trace is the size
+        share = above / ((rows + 1 - 2 / size) * (squares - size**2 / size))
+        theirs = oas(data.numpy(), assume_centered=True)[1]  # leaves the two 2 / size out
+        assert share == pytest.approx(theirs, rel=2 / size) and 0.05 < share < 0.95
+    labels = torch.arange(20) // 2, torch.arange(80) // 4
+    found = gaussian(x, y, child_groups=labels[0], parent_groups=labels[1], shrinkage=shrinkage)
+    single = gaussian(x, y, shrinkage=shrinkage)
+    for q, p in ((0, 0), (3, 7), (9, 19)):
+        own = list(range(20 + 4 * p, 24 + 4 * p))
+        expected = shrunk_pair(data, share, [2 * q, 2 * q + 1], own, 20)
+        assert float(found[q, p]) == pytest.approx(expected, abs=1e-10)
+        assert float(single[q, p]) == pytest.approx(shrunk_pair(data, share, [q], [20 + p], 20), abs=1e-10)
+
+
+@pytest.mark.parametrize("shrinkage", [-0.1, 1.5, float("nan"), "ledoit"])
+def test_other_shrinkage_is_refused(shrinkage: float | str) -> None:
+    with pytest.raises(MintError, match=r"shrinkage must be a number from 0 to 1, or 'oas', not"):
+        gaussian(draw(0, 9, 1), draw(1, 9, 1), shrinkage=shrinkage)
+
+
+def test_blocks_of_pairs_change_nothing_and_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = mixed(60, 90, 5, 8)
+    labels: dict[str, Any] = {
+        "child_groups": torch.tensor([0, 0, 1, 2, 2]),
+        "parent_groups": torch.tensor([0, 1, 1, 2, 2, 3, 5, 6]),
+    }  # no group 4
+    calls: list[tuple[str, int, int]] = []
+    whole = gaussian(x, y, **labels, progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("gaussian", 21, 21)
+    monkeypatch.setattr(module, "at_once", lambda *_: 3)
+    calls.clear()
+    assert torch.allclose(gaussian(x, y, **labels, progress=lambda *call: calls.append(call)), whole)
+    # children by width: one group, two groups; parents by width: 3 + 1 of one column, 2 of two
+    assert [done for _, done, _ in calls] == [3, 4, 6, 12, 14, 18, 21]

@@ -152,7 +152,7 @@ def regression(
     variance = ((covariance @ weight) * weight).sum(0)
     floor = variance.mean().clamp_min(1e-30) * 1e-3  # a dead child says nothing, at no price
     return Regression(
-        precision, weight.clone(), _blocks(column_units, units), noise * variance.clamp_min(floor)
+        precision, weight.clone(), unit_columns(column_units, units), noise * variance.clamp_min(floor)
     )
 
 
@@ -186,8 +186,8 @@ def _check_positive(values: Tensor, whose: str) -> None:
         raise MintError(f"The covariance {whose} is singular. Use more samples, or a larger ridge.")
 
 
-def _blocks(column_units: Tensor, units: int) -> Tensor:
-    """``(units, m)`` columns of every unit, ascending, padded with -1."""
+def unit_columns(column_units: Tensor, units: int) -> Tensor:
+    """``(units, m)`` columns of every unit, ascending, padded with -1; see :func:`regression`."""
     owned = column_units >= 0
     columns = owned.nonzero()[:, 0]
     owner = column_units[columns]
@@ -213,6 +213,7 @@ def eliminate(
     problems: Sequence[Regression],
     units: int,
     *,
+    keep: int = 0,
     step: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Backward elimination over all problems jointly.
@@ -223,29 +224,31 @@ def eliminate(
         They are used up: weights and precisions are down-dated in place.
     units
         Number of units; every problem's ``blocks`` has that many rows.
+    keep
+        Stop when this many units are left.
     step
         Called with the number of units removed so far.
 
     Returns
     -------
     order : Tensor
-        ``(units,)`` int64, first removed first. At every step the unit with the smallest
+        ``(units - keep,)`` int64, first removed first. At every step the unit with the smallest
         information, summed over all children of all problems, goes. Ties: lower number first.
     loss : Tensor
-        ``(units,)`` float64: nats lost at each step, in the order of removal.
+        ``(units - keep,)`` float64: nats lost at each step, in the order of removal.
     """
     device = problems[0].weight.device
     left = torch.arange(units, device=device)
     batch = _batch_size(max(len(p.precision) for p in problems), units)
     order: list[Tensor] = []
     losses: list[Tensor] = []
-    while len(left):
+    while len(left) > keep:
         scores = information(problems, left)
         if batch == 1:
             best = scores.argmin()
             going, lost = left[best, None], scores[best, None]
         else:
-            going, lost = _cheapest(problems, left, scores, batch)
+            going, lost = _cheapest(problems, left, scores, min(batch, len(left) - keep))
         for problem in problems:
             problem.remove(going)
         left = left[~torch.isin(left, going)]

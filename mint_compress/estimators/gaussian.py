@@ -5,21 +5,38 @@ noise included, a block p of parents has, given all other parents,
 
     I(y ; x_p | x_rest) = 1/2 logdet(1 + R^-1 w_p' K_pp^-1 w_p)      (nats)
 
-:mod:`mint_compress.estimators.elimination` has the form for second moments.
+:mod:`mint_compress.estimators.elimination` has the form for second moments,
+:mod:`mint_compress.estimators.backward` removes parents one after the other.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
+from mint_compress.estimators.blocks import at_once
+from mint_compress.estimators.copula import normal_scores
 from mint_compress.estimators.elimination import cholesky
-from mint_compress.estimators.samples import Samples, check_samples, check_share
+from mint_compress.estimators.samples import (
+    Samples,
+    check_samples,
+    check_share,
+    full_precision,
+    mean_square,
+)
 
-SINGULAR = 1e10
-"""A parent of which the others leave less than 1/SINGULAR of the variance is taken for determined."""
+SINGULAR = 1e-10
+"""A column of whose variance the others leave no more than this is taken for determined."""
+STRIP = 128
+"""Columns of a symmetric product that are computed at once: fast on a CPU, a quarter saved at 512."""
+COARSE_PARENT, COARSE_CHILD = 1e-3, 0.02
+"""Where less than this is left of a variance, float32 products would cost more than 1e-5 nats."""
 
 
 def gaussian(
@@ -30,13 +47,17 @@ def gaussian(
     parent_groups: Tensor | None = None,
     noise: float = 1e-2,
     ridge: float = 0.0,
+    shrinkage: float | str = 0.0,
+    copula: bool = False,
     correct: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     """I(child group; parent group | all other parents) for all pairs, as if jointly Gaussian.
 
-    All pairs come from one factorisation, in float64. Rescaling or shifting a column changes nothing.
+    All pairs come from one factorisation. The products of the samples are taken in their own type
+    (float32 only if both are, and again in float64 where little of a variance is left), the rest
+    in float64. Rescaling or shifting a column changes nothing.
 
     Parameters
     ----------
@@ -48,14 +69,25 @@ def gaussian(
         Observation noise as a share of each child's variance, added to its residual variance.
     ridge
         Added to each parent's variance, as a share of it. Duplicate parents, or more columns than
-        rows, need one.
+        rows, need one, or shrinkage.
+    shrinkage
+        Share, from 0 to 1, by which the correlations of children and parents alike are shrunk
+        towards 0, or ``oas``: the share with the least expected error, estimated from the rows.
+    copula
+        Use the ranks only, as normal scores: no monotone map of a column changes anything, and
+        outliers weigh little. See :func:`mint_compress.estimators.copula.normal_scores`.
     correct
-        Subtract the bias of independent, jointly Gaussian rows, which is exact with ``noise=0``
-        and ``ridge=0`` and needs n > d + (columns of the widest child group). Noise is not
-        estimated, so with it, where parents explain nearly all of a child, estimates are low by up
-        to 1/2 log(n / (n - d)) per child column, much the same for every parent.
-    seed, progress
-        Part of the protocol; nothing is drawn, and nothing takes long.
+        Subtract the bias of independent, jointly Gaussian rows, which is exact with ``noise=0``,
+        ``ridge=0`` and without copula, and needs n > d + (columns of the widest child group). Noise
+        is not estimated, so with it, where parents explain nearly all of a child, estimates are low
+        by up to 1/2 log(n / (n - d)) per child column, much the same for every parent. With a copula
+        the same is subtracted, which is right where rows are independent and child and parents
+        have little to do with each other. With shrinkage nothing is subtracted: shrunk correlations
+        do not have that bias but one of their own, towards 0.
+    seed
+        Part of the protocol; nothing is drawn.
+    progress
+        Called with ("gaussian", pairs done, pairs in all).
 
     Returns
     -------
@@ -65,87 +97,212 @@ def gaussian(
     Raises
     ------
     MintError
-        NaN or infinite values, shapes and labels that do not fit; parents (without ridge) or
-        children (without noise) that others determine; too few rows for the correction.
+        NaN or infinite values, shapes and labels that do not fit; parents (without ridge or
+        shrinkage) or children (without noise) that others determine; too few rows for the correction.
+
+    References
+    ----------
+    N. Misra, H. Singh, E. Demchuk, "Estimation of the entropy of a multivariate normal
+    distribution", Journal of Multivariate Analysis 92(2), 2005 (the correction).
+    Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero, "Shrinkage algorithms for MMSE covariance
+    estimation", IEEE Transactions on Signal Processing 58(10), 2010, eq. 23 (``oas``).
     """
     check_share("noise", noise)
     check_share("ridge", ridge)
-    samples = check_samples(children, parents, child_groups, parent_groups)
-    widths = [
-        sorted({len(g) for g in side if len(g)}) for side in (samples.child_groups, samples.parent_groups)
-    ]
-    out = children.new_zeros(len(samples.child_groups), len(samples.parent_groups), dtype=torch.float64)
-    if not widths[0] or not widths[1]:
-        return out
-    parent_columns = torch.cat(samples.parent_groups).sort().values
-    free = samples.rows - 1 - len(parent_columns) - (widths[0][-1] - 1)
-    if correct and free < 1:
+    dtype = common_type(children, parents)
+    if copula:
+        children, parents = normal_scores("children", children), normal_scores("parents", parents)
+    samples = check_samples(children, parents, child_groups, parent_groups, dtype=dtype)
+    if correct and shrinkage == 0:
+        _check_rows(samples)
+    fit = fit_parents(samples, noise=noise, ridge=ridge, shrinkage=shrinkage)
+    return _all_pairs(samples, fit, correct and shrinkage == 0, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Least squares of the standardised children on all standardised parents.
+
+    Attributes
+    ----------
+    children
+        ``(n, C)`` the samples.
+    covariance, cross
+        ``(d, d)`` of the parents, ridge included, and ``(d, C)`` of parents and children; shrunk.
+    precision
+        ``(d, d)`` inverse of the parents' covariance. A constant parent stands apart.
+    weight
+        ``(d, C)``: ``precision @ cross``.
+    residual
+        ``(C,)`` what all parents together leave of each child's variance, noise included; 1 for a
+        constant child.
+    shrinkage
+        The share by which correlations were shrunk.
+    """
+
+    children: Tensor
+    covariance: Tensor
+    cross: Tensor
+    precision: Tensor
+    weight: Tensor
+    residual: Tensor
+    shrinkage: float
+
+    @property
+    def least_of_parents(self) -> float:
+        """The least share of its variance that the others leave of a parent; 0 at worst."""
+        return _least(self.precision.diagonal().reciprocal())
+
+    @property
+    def least_of_children(self) -> float:
+        """The least share of its variance that is left of a child, noise included; 0 at worst."""
+        return _least(self.residual)
+
+    def whitening(self, groups: Tensor) -> Tensor:
+        """``(Q, a, a)`` inverse Cholesky factors of the residual covariance of child groups ``(Q, a)``."""
+        if groups.shape[1] == 1:
+            return self.residual[groups].rsqrt()[:, :, None]
+        rows = self.children.T.contiguous()[groups]
+        with full_precision():
+            among = (rows @ rows.mT).double() * ((1 - self.shrinkage) / len(self.children))
+        among -= self.cross.T[groups] @ self.weight.T[groups].mT
+        among.diagonal(dim1=1, dim2=2).copy_(self.residual[groups])
+        return _inverse_factor(among, "of a child group")
+
+    def nats(self, parents: Tensor, children: Tensor, whiten: Tensor) -> Tensor:
+        """``(Q, P)`` plug-in nats of parent groups ``(P, b)`` and whitened child groups ``(Q, a)``."""
+        own = self.precision[parents[:, :, None], parents[:, None, :]]
+        # (P, b, C); its products over b are w_p' K_pp^-1 w_p
+        reach = _inverse_factor(own, "of a parent group") @ self.weight[parents]
+        (a, b) = children.shape[1], parents.shape[1]
+        if a == 1:
+            share = reach.square().sum(1).T.contiguous()[children[:, 0]]
+            return share.mul_(whiten[:, 0].square()).log1p_().mul_(0.5)
+        signal = reach[:, :, children].permute(2, 0, 1, 3).flatten(1, 2) @ whiten.mT
+        if b == 1:
+            return signal.square().sum(2).log1p_().mul_(0.5)
+        signal = signal.unflatten(1, parents.shape)  # (Q, P, b, a)
+        inner = signal.mT @ signal if a < b else signal @ signal.mT
+        inner.diagonal(dim1=2, dim2=3).add_(1)
+        return cholesky(inner, "of a pair").diagonal(dim1=2, dim2=3).log().sum(2)
+
+
+def _least(values: Tensor) -> float:
+    return max(0.0, float(values.nan_to_num(0).min())) if len(values) else 1.0
+
+
+def _inverse_factor(matrix: Tensor, whose: str) -> Tensor:
+    """Inverse of the lower Cholesky factor of ``(..., m, m)``."""
+    factor = cholesky(matrix, whose)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    return inverse
+
+
+def common_type(children: Tensor, parents: Tensor) -> torch.dtype:
+    """The type in which samples are multiplied: float32 if both are, else float64."""
+    return torch.float32 if children.dtype == parents.dtype == torch.float32 else torch.float64
+
+
+def fit_parents(samples: Samples, *, noise: float, ridge: float, shrinkage: float | str = 0.0) -> Fit:
+    """Regress all children on all parents; see :func:`gaussian` for the parameters and errors."""
+    if not (shrinkage == "oas" or (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1)):
+        raise MintError(f"shrinkage must be a number from 0 to 1, or 'oas', not {shrinkage!r}.")
+    fit = _fit(samples, samples.parents.dtype, noise, ridge, shrinkage)
+    if samples.parents.dtype == torch.float32 and (
+        fit.least_of_parents < COARSE_PARENT or fit.least_of_children < COARSE_CHILD
+    ):
+        fit = _fit(samples, torch.float64, noise, ridge, shrinkage)
+    if fit.least_of_parents <= SINGULAR:
         raise MintError(
-            f"{samples.rows} rows are too few for {len(parent_columns)} parent columns: the bias correction "
-            f"needs {samples.rows + 1 - free}. Draw more samples, or pass correct=False and a ridge."
+            f"The covariance of {sum(map(len, samples.parent_groups))} parents over {samples.rows} rows "
+            f"(ridge {ridge:g}) is singular. Use more samples, or a larger ridge."
         )
-    precision, weight, residual = _all_parents(samples, parent_columns, noise, ridge)
-    for b in widths[1]:
-        p = [i for i, g in enumerate(samples.parent_groups) if len(g) == b]
-        reach = _whitened_parents(precision, weight, torch.stack([samples.parent_groups[i] for i in p]))
-        for a in widths[0]:
-            q = [i for i, g in enumerate(samples.child_groups) if len(g) == a]
-            nats = _pairs(residual, reach, torch.stack([samples.child_groups[i] for i in q]))
-            if correct:
-                nats = nats - _bias(samples.rows - 1 - (len(parent_columns) - b), a, b)
-            out[torch.tensor(q)[:, None], torch.tensor(p)] = nats
+    if fit.least_of_children <= SINGULAR:
+        raise MintError("A child is determined by its parents. Give it an observation noise, such as 1e-2.")
+    return fit
+
+
+def _fit(samples: Samples, dtype: torch.dtype, noise: float, ridge: float, shrinkage: float | str) -> Fit:
+    x, y, rows = samples.children.to(dtype), samples.parents.to(dtype), samples.rows
+    with full_precision():
+        covariance, cross = _with_itself(y).double().div_(rows), (y.T @ x).double().div_(rows)
+        share = _oas(covariance, cross, x) if isinstance(shrinkage, str) else float(shrinkage)
+    constant = covariance.diagonal() == 0
+    if share:
+        covariance, cross = covariance * (1 - share), cross * (1 - share)
+    covariance.diagonal().add_(share + ridge).masked_fill_(constant, 1)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    singular = bool(failed)
+    precision = torch.full_like(factor, math.inf) if singular else torch.cholesky_inverse(factor)
+    weight = precision @ cross
+    own = mean_square(x).double()
+    residual = own.lerp(torch.ones_like(own), share) + noise - (cross * weight).sum(0)
+    return Fit(x, covariance, cross, precision, weight, residual.masked_fill_(own == 0, 1), share)
+
+
+def _with_itself(values: Tensor) -> Tensor:
+    """``values.T @ values``, without most of what symmetry gives."""
+    out = values.new_empty(values.shape[1], values.shape[1])
+    for at in range(0, len(out), STRIP):
+        strip = values[:, at:].T @ values[:, at : at + STRIP]
+        out[at:, at : at + STRIP] = strip
+        out[at : at + STRIP, at + STRIP :] = strip[STRIP:].T
     return out
 
 
-def _all_parents(
-    samples: Samples, columns: Tensor, noise: float, ridge: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision of the parents, weight and residual covariance of the children.
-
-    Rows and columns of constant parents stay zero, so that column numbers remain what they were.
-    """
-    x, y, n = samples.children, samples.parents, samples.rows
-    own = y[:, columns]
-    covariance = own.T @ own / n
-    covariance.diagonal().add_(ridge)
-    whose = f"of {len(columns)} parents over {n} rows (ridge {ridge:g})"
-    factor = cholesky(covariance, whose)
-    inverse = torch.cholesky_inverse(factor)
-    if float(inverse.diagonal().max()) > SINGULAR:
-        raise MintError(f"The covariance {whose} is singular. Use more samples, or a larger ridge.")
-    shared = own.T @ x / n
-    fit = torch.cholesky_solve(shared, factor)
-    residual = x.T @ x / n - shared.T @ fit
-    residual.diagonal().add_(noise)
-    precision = y.new_zeros(y.shape[1], y.shape[1])
-    weight = y.new_zeros(y.shape[1], x.shape[1])
-    precision[columns[:, None], columns] = inverse
-    weight[columns] = fit
-    return precision, weight, residual
+def _oas(covariance: Tensor, cross: Tensor, children: Tensor) -> float:
+    """The shrinkage of the joint correlation matrix with the least expected error (eq. 23)."""
+    rows = len(children)
+    among = _with_itself(children).double() / rows
+    size = int((covariance.diagonal() > 0).sum() + (among.diagonal() > 0).sum())
+    if size < 2:
+        return 0.0
+    squares = float(covariance.square().sum() + 2 * cross.square().sum() + among.square().sum())
+    above = (1 - 2 / size) * squares + size**2
+    below = (rows + 1 - 2 / size) * (squares - size)
+    return 1.0 if above >= below else above / below
 
 
-def _whitened_parents(precision: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
-    """``(P, b, C)`` whose inner products over b are w_p' K_pp^-1 w_p."""
-    factor = torch.linalg.cholesky(precision[groups[:, :, None], groups[:, None, :]])
-    reach: Tensor = torch.linalg.solve_triangular(factor, weight[groups], upper=False)
-    return reach
+def _all_pairs(samples: Samples, fit: Fit, correct: bool, progress: Progress | None) -> Tensor:
+    device = fit.weight.device
+    out = fit.weight.new_zeros(len(samples.child_groups), len(samples.parent_groups))
+    columns = sum(map(len, samples.parent_groups))
+    done = 0
+    for q, child in _by_width(samples.child_groups, device):
+        whiten = fit.whitening(child)
+        for p, parent in _by_width(samples.parent_groups, device):
+            (count, a), b = child.shape, parent.shape[1]
+            bias = _bias(samples.rows - 1 - (columns - b), a, b) if correct else 0.0
+            memory = 8 * (2 * b * len(fit.residual) + 3 * count * (a * b + min(a, b) ** 2 + 1))
+            size = at_once(memory, device)
+            for into, some in zip(p.split(size), parent.split(size), strict=True):
+                nats = fit.nats(some, child, whiten).sub_(bias)
+                # whole rows at once are several times as fast
+                out[q if len(into) == out.shape[1] else (q[:, None], into)] = nats
+                done += count * len(into)
+                if progress:
+                    progress("gaussian", done, out.numel())
+    if progress and done < out.numel():  # groups without columns are done without work
+        progress("gaussian", out.numel(), out.numel())
+    return out
 
 
-def _pairs(residual: Tensor, reach: Tensor, groups: Tensor) -> Tensor:
-    """``(Q, P)`` nats from whitened parents ``(P, b, C)`` and child groups ``(Q, a)``."""
-    among = residual[groups[:, :, None], groups[:, None, :]]
-    if float(among.diagonal(dim1=1, dim2=2).min()) <= 1 / SINGULAR:
-        raise MintError("A child is determined by its parents. Give it an observation noise, such as 1e-2.")
-    factor = cholesky(among, "of a child group")
-    signal: Tensor = torch.linalg.solve_triangular(
-        factor[:, None], reach[:, :, groups].permute(2, 0, 3, 1), upper=False
-    )
-    a, b = signal.shape[-2:]
-    if min(a, b) == 1:
-        return 0.5 * signal.square().sum((2, 3)).log1p()
-    inner = signal @ signal.mT if a < b else signal.mT @ signal
-    inner.diagonal(dim1=2, dim2=3).add_(1)
-    return cholesky(inner, "of a pair").diagonal(dim1=2, dim2=3).log().sum(2)
+def _by_width(groups: list[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers ``(Q,)`` and columns ``(Q, a)`` of the groups of each width that occurs."""
+    for width in sorted({len(g) for g in groups} - {0}):
+        those = [i for i, g in enumerate(groups) if len(g) == width]
+        yield torch.tensor(those, device=device), torch.stack([groups[i] for i in those]).to(device)
+
+
+def _check_rows(samples: Samples) -> None:
+    columns = sum(map(len, samples.parent_groups))
+    free = samples.rows - columns - max(map(len, samples.child_groups), default=0)
+    if columns and free < 1:
+        raise MintError(
+            f"{samples.rows} rows are too few for {columns} parent columns: the bias correction "
+            f"needs {samples.rows + 1 - free}. Draw more samples, or pass correct=False and a ridge."
+        )
 
 
 def _bias(freedom: int, a: int, b: int) -> float:

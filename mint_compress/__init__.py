@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from mint_compress.finetuning import finetune
     from mint_compress.groups import find_groups
     from mint_compress.importance import MutualInformationImportance
+    from mint_compress.inspecting import Inspection, inspect_model
     from mint_compress.models import load, load_model
     from mint_compress.planning import Budget, PruningPlan, plan
     from mint_compress.pruning import prune_
     from mint_compress.reporting import Report
     from mint_compress.scoring import ChannelScores, score
+    from mint_compress.sweeping import Grid, sweep
     from mint_compress.verification import Receipt, verify
 
 __version__ = "0.1.0"
@@ -38,6 +40,8 @@ _HOMES = {
     "ChannelScores": "scoring",
     "CheckFailed": "errors",
     "Data": "data",
+    "Grid": "sweeping",
+    "Inspection": "inspecting",
     "MintError": "errors",
     "MutualInformationImportance": "importance",
     "PruningPlan": "planning",
@@ -51,6 +55,7 @@ _HOMES = {
     "export": "exporting",
     "find_groups": "groups",
     "finetune": "finetuning",
+    "inspect_model": "inspecting",
     "load": "models",
     "load_data": "data",
     "load_model": "models",
@@ -58,6 +63,7 @@ _HOMES = {
     "prune_": "pruning",
     "save": "checkpoints",
     "score": "scoring",
+    "sweep": "sweeping",
     "verify": "verification",
 }
 
@@ -68,6 +74,8 @@ __all__ = [
     "ChannelScores",
     "CheckFailed",
     "Data",
+    "Grid",
+    "Inspection",
     "MintError",
     "MutualInformationImportance",
     "PruningPlan",
@@ -81,6 +89,7 @@ __all__ = [
     "export",
     "find_groups",
     "finetune",
+    "inspect_model",
     "load",
     "load_data",
     "load_model",
@@ -88,6 +97,7 @@ __all__ = [
     "prune_",
     "save",
     "score",
+    "sweep",
     "verify",
 ]
 

@@ -11,21 +11,21 @@ import click
 from mint_compress.options import COSTS, ESTIMATORS, PROVIDERS
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers separated by commas: ``3,32,32``."""
+class Values(click.ParamType):  # type: ignore[type-arg]
+    """Values separated by commas: ``3,32,32``."""
 
-    name = "numbers"
+    name = "values"
 
-    def __init__(self, number: type[int] | type[float]) -> None:
-        self.number = number
+    def __init__(self, kind: type[int] | type[float] | type[str]) -> None:
+        self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            return tuple(self.number(part) for part in value.split(","))
+            return tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            kind = "whole numbers" if self.number is int else "numbers"
+            kind = "whole numbers" if self.kind is int else "numbers"
             self.fail(f"{value!r} is not a list of {kind}. Separate them by commas.", param, ctx)
 
 
@@ -81,17 +81,21 @@ class SectionedCommand(click.Command):
 
 
 FILE = click.Path(path_type=Path)
-PRUNING = (
-    Row("--ratio", "R", float, None, "Share of the file's parameters that goes, from 0 to 1."),
+BOUNDS = (
     Row("--ignore", "PATTERN", str, (), "Layers to leave alone, as in 'features.0*'; may be repeated."),
     Row("--upper-limit", "U", float, 0.95, "Largest share of one layer's channels that may go."),
     Row("--round-to", "N", int, 8, "Keep widths that are multiples of N, where a layer is wider."),
+)
+COST = Row("--cost", "|".join(COSTS), str, "both", "What a channel's information is weighed against.")
+PRUNING = (
+    Row("--ratio", "R", float, None, "Share of the file's parameters that goes, from 0 to 1."),
+    *BOUNDS,
     Row("--groups", "G", int, 0, "Blocks of channels that go as a whole; 0: channels go one by one."),
-    Row("--cost", "|".join(COSTS), str, "both", "What a channel's information is weighed against."),
+    COST,
     Row("--plan", "FILE", FILE, None, "Apply a plan that --dry-run wrote."),
 )
 INPUT_SHAPE = Row(
-    "--input-shape", "3,32,32", Numbers(int), None, "Without the batch; for files that leave it open."
+    "--input-shape", "3,32,32", Values(int), None, "Without the batch; for files that leave it open."
 )
 MODEL = (
     Row("--arch", "NAME", str, None, "Zoo or torchvision name, timm:NAME or package.module:callable."),
@@ -100,13 +104,13 @@ MODEL = (
 )
 DATA = (
     Row("--data", "SPEC", str, None, "digits, an .npz, a folder, cifar10:DIR or package.module:function."),
-    Row("--mean", "M,M,M", Numbers(float), None, "Per channel. [default: ImageNet's, or MNIST's for one]"),
-    Row("--std", "S,S,S", Numbers(float), None, "Per channel."),
+    Row("--mean", "M,M,M", Values(float), None, "Per channel. [default: ImageNet's, or MNIST's for one]"),
+    Row("--std", "S,S,S", Values(float), None, "Per channel."),
 )
 SCORING = (
     Row("--estimator", "NAME", str, "gaussian", f"{', '.join(ESTIMATORS)}, or one that a package adds."),
     Row("--calibration-images", "N", int, None, "For scoring and repair.  [default: 1024, or what there is]"),
-    Row("--samples-per-class", "N", int, None, "For gmi.  [default: 250, or what there is]"),
+    Row("--samples-per-class", "N", int, None, "For gmi, mint and knn.  [default: 250, or what there is]"),
 )
 REPAIR = (
     Row("--no-compensate", None, bool, False, "Do not repair the layers that lost inputs."),
@@ -115,6 +119,7 @@ REPAIR = (
     Row("--lr", "LR", float, 0.05, "Peak learning rate."),
     Row("--batch-size", "N", int, 128, "Images per step."),
 )
+DEVICE = Row("--device", "auto|cpu|cuda", str, "auto", "Where PyTorch computes.")
 SEED = Row("--seed", "N", int, 0, "Everything random comes from it.")
 OUTPUT = (
     Row("--output -o", "OUT.onnx", FILE, None, "The export; .safetensors and .json go beside it."),
@@ -136,13 +141,33 @@ COMPRESS = {
     "Scoring": SCORING,
     "Repair and fine-tuning": REPAIR,
     "Device and benchmark": (
-        Row("--device", "auto|cpu|cuda", str, "auto", "Where PyTorch computes."),
+        DEVICE,
         *MEASURING,
         Row("--bench-batch", "N", int, 1, "Images per run of the benchmark."),
         Row("--bench-seconds", "S", float, 10.0, "How long the benchmark measures."),
         SEED,
     ),
     "Output": (*OUTPUT, *PRINTING),
+}
+INSPECT = {"Pruning": BOUNDS, "Model": MODEL, "Output": PRINTING}
+SWEEP = {
+    "Grid, values separated by commas": (
+        Row("--ratio", "R,R,...", Values(float), None, "Shares of the parameters that go, as in 0.5,0.75."),
+        Row("--estimator", "NAME,...", Values(str), ("gaussian",), f"Of {', '.join(ESTIMATORS)}."),
+        Row("--groups", "G,...", Values(int), (0,), "Blocks of channels that go as a whole; 0: one by one."),
+        Row("--upper-limit", "U,...", Values(float), (0.95,), "Largest share of one layer that may go."),
+        Row("--samples-per-class", "N,...", Values(int), None, "For gmi, mint and knn."),
+        Row("--seed", "N,...", Values(int), (0,), "Everything random comes from it."),
+    ),
+    "Pruning": (BOUNDS[0], BOUNDS[2], COST),
+    "Model": MODEL,
+    "Data": (*DATA, SCORING[1]),
+    "Repair and fine-tuning": REPAIR,
+    "Device": (DEVICE,),
+    "Output": (
+        Row("--output -o", "OUT.csv", FILE, None, "The rows; .json and, with matplotlib, .svg go beside it."),
+        *PRINTING,
+    ),
 }
 BENCH = {
     "Benchmark": (

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mint_compress.arguments import BENCH, COMPRESS, FILE, SectionedCommand, options
+from mint_compress.arguments import BENCH, COMPRESS, FILE, INSPECT, SWEEP, SectionedCommand, options
 from mint_compress.errors import MintError
-from mint_compress.options import check_benchmark, check_file, check_options
+from mint_compress.options import check_benchmark, check_file, check_inspection, check_options, check_sweep
 
 if TYPE_CHECKING:
     from mint_compress.counting import Progress
+    from mint_compress.inspecting import Inspection
+    from mint_compress.reporting import Report
 
 PROGRAM = "mint-compress"
 DEBUG = "MINT_COMPRESS_DEBUG"
@@ -244,12 +246,64 @@ def compress(
                 progress=progress,
                 **given,
             )
+    _show(report, as_json, quiet)
+
+
+def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
     if as_json:
-        click.echo(report.to_json())
+        click.echo(result.to_json())
     elif not quiet:
         from rich.console import Console
 
-        Console(highlight=False).print(report)
+        Console(highlight=False).print(result)
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("model", metavar="MODEL", type=FILE)
+@options(INSPECT)
+def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
+    """List the channel groups of MODEL, why some must stay, and the largest possible --ratio."""
+    check_inspection(model=model, **{k: given[k] for k in ("input_shape", "upper_limit", "round_to")})
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.inspecting import inspect_model
+
+        progress(LOADING, 1, 1)
+        with third_parties_silenced():
+            result = inspect_model(model, progress=progress, **given)
+    _show(result, as_json, quiet)
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("model", metavar="MODEL", type=FILE)
+@options(SWEEP)
+def sweep(
+    model: Path, output: Path, data: str, as_json: bool, quiet: bool, ratio: tuple[float, ...],
+    estimator: tuple[str, ...], groups: tuple[int, ...], upper_limit: tuple[float, ...],
+    samples_per_class: tuple[int, ...] | None, seed: tuple[int, ...], **given: Any,
+) -> None:  # fmt: skip
+    """Compress MODEL with every combination of a grid; what is there is kept."""
+    compensate, distill = not given.pop("no_compensate"), not given.pop("no_distill")
+    check_sweep(
+        model=model, output=output, data=data, ratio=ratio, estimator=estimator, groups=groups,
+        upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
+        **{k: v for k, v in given.items() if k not in ("arch", "ignore", "trust")},
+    )  # fmt: skip
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.sweeping import Grid, table
+        from mint_compress.sweeping import sweep as run
+
+        progress(LOADING, 1, 1)
+        grid = Grid(ratio, estimator, groups, upper_limit, samples_per_class or (None,), seed)
+        with third_parties_silenced():
+            rows = run(
+                model, data, grid, output, compensate=compensate, distill=distill, progress=progress, **given
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif not quiet:
+        click.echo(table(rows))
 
 
 @main.command(cls=SectionedCommand, context_settings=WIDE)

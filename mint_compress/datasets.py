@@ -191,16 +191,36 @@ class Augmented(ImageDataset):
         return flip_and_crop(images, padding=self.padding, generator=generator or self.generator), labels
 
 
-def flip_and_crop(images: Tensor, *, padding: int, generator: torch.Generator) -> Tensor:
-    """Mirror about half of ``images`` (b, C, H, W) and shift each by up to ``padding`` pixels."""
+def flip_and_crop(
+    images: Tensor,
+    *,
+    padding: int,
+    generator: torch.Generator | None,
+    flip: bool = True,
+    background: float = 0.0,
+) -> Tensor:
+    """Shift each of ``images`` (b, C, H, W) by up to ``padding`` pixels, and mirror about half of them.
+
+    Parameters
+    ----------
+    generator
+        On the CPU, wherever the images are.
+    background
+        What the images are padded with.
+    """
     count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [padding] * 4)
-    top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
-    flipped = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.arange(width)
-    rows = top + torch.arange(height)
-    columns = left + torch.where(flipped, columns.flip(0), columns)
-    picked = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    device = images.device
+    padded = torch.nn.functional.pad(images, [padding] * 4, value=background)
+    top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(device)
+    rows = top + torch.arange(height, device=device)
+    across = torch.arange(width, device=device)
+    if flip:
+        mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        across = torch.where(mirrored, across.flip(0), across)
+    columns = left + across
+    each = torch.arange(count, device=device)[:, None, None]
+    # indices that are apart put their axes first: (count, height, width, channels)
+    picked = padded[each, :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device, seeded
 from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy
+from mint_compress.files import replacing
 from mint_compress.outputs import first_tensor
 
 if TYPE_CHECKING:
@@ -89,6 +92,7 @@ def finetune(
     momentum: float = 0.9,
     max_grad_norm: float = 5.0,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> list[EpochResult]:
     """Train all parameters of ``model`` in place; what the last epoch leaves is the result.
@@ -121,6 +125,9 @@ def finetune(
         Gradients are scaled down to this norm, lest the first steps undo a repair.
     seed
         Decides the order, the augmentation and dropout. On a CPU two runs are equal bit for bit.
+    checkpoint
+        A file that holds the state of the training after each epoch. One that an interrupted training
+        with the same settings left is gone on from; at the end it is deleted.
     progress
         Called as ("fine-tuning", steps done, steps in all).
 
@@ -131,7 +138,8 @@ def finetune(
     Raises
     ------
     MintError
-        Settings out of range, fewer than two images, a loss that is not finite.
+        Settings out of range, fewer than two images, a loss that is not finite, a checkpoint of
+        something else.
     """
     settings = _Settings(
         epochs,
@@ -159,7 +167,8 @@ def finetune(
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
             stack.enter_context(placed(teacher, accelerator.device))
-        return _Run(accelerator, model, teacher, settings, progress).train(train, validation)
+        resume = None if checkpoint is None else Path(checkpoint)
+        return _Run(accelerator, model, teacher, settings, progress).train(train, validation, resume)
 
 
 def _check_settings(settings: _Settings) -> None:
@@ -238,10 +247,10 @@ class _Run:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.step = self.steps = 0
 
-    def train(self, train: Source, validation: Source | None) -> list[EpochResult]:
+    def train(self, train: Source, validation: Source | None, checkpoint: Path | None) -> list[EpochResult]:
         self.steps = self.settings.epochs * batch_count(train, self.settings.batch_size)
-        results = []
-        for epoch in range(1, self.settings.epochs + 1):
+        results = self._resumed(checkpoint)
+        for epoch in range(len(results) + 1, self.settings.epochs + 1):
             start = time.perf_counter()
             loss = self._epoch(train)
             found = None
@@ -249,9 +258,47 @@ class _Run:
                 found = accuracy(self.model, validation, device=self.accelerator.device)
             results.append(EpochResult(epoch, loss, found, time.perf_counter() - start))
             logger.info("%s", results[-1])
+            if checkpoint is not None and self.accelerator.is_main_process:
+                self._keep(checkpoint, results)
         # between processes, accelerate hangs a wrapper on the network's forward
         self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
+        if checkpoint is not None and self.accelerator.is_main_process:
+            checkpoint.unlink(missing_ok=True)
         return results
+
+    def _keep(self, path: Path, results: list[EpochResult]) -> None:
+        state = {
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "results": [asdict(result) for result in results],
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def _resumed(self, path: Path | None) -> list[EpochResult]:
+        """Epochs that an earlier training left in ``path``; its state becomes this one's."""
+        if path is None or not path.exists():
+            return []
+        try:
+            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            same = state["settings"] == asdict(self.settings)
+        except Exception as error:  # a file that torch did not write can fail in any way
+            raise MintError(f"{path} is no state of a training. Delete it to begin anew.") from error
+        if not same:
+            raise MintError(f"{path} is of a training with other settings. Delete it to begin anew.")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise MintError(f"{path} is of another network. Delete it to begin anew.") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["order"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        self.step = state["step"]
+        return [EpochResult(**result) for result in state["results"]]
 
     def _epoch(self, train: Source) -> float:
         total = torch.zeros((), device=self.accelerator.device)

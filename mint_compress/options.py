@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mint_compress.errors import MintError
 
-ESTIMATORS = ("gaussian", "gmi")
+ESTIMATORS = ("gaussian", "gmi", "mint", "knn")
 COSTS = ("params", "macs", "both")
 PROVIDERS = ("auto", "cpu", "cuda")
 
@@ -109,6 +110,43 @@ def check_options(
         _check_output(Path(output), model, dry_run=dry_run, force=force)
 
 
+def check_sweep(
+    *,
+    output: Path | None,
+    data: object,
+    ratio: Sequence[float] | None,
+    estimator: Sequence[str],
+    groups: Sequence[int],
+    upper_limit: Sequence[float],
+    samples_per_class: Sequence[int] | None,
+    seed: Sequence[int],
+    **common: Any,
+) -> None:
+    """Refuse a grid with a value that cannot work; ``common`` is what ``check_options`` takes.
+
+    Raises
+    ------
+    MintError
+        For the first one: the value and the remedy in one line.
+    """
+    if output is None or output.suffix != ".csv":
+        raise MintError("A sweep writes a .csv file. Give its name, for example -o sweep.csv.")
+    if not output.parent.is_dir():
+        raise MintError(f"The folder {output.parent} does not exist. Create it first.")
+    if data is None:
+        raise MintError("A sweep compares accuracies, and so needs --data.")
+    if not ratio:
+        raise MintError(
+            "No ratios given. Say which shares go, for example --ratio 0.5,0.75."
+        )
+    grid = itertools.product(ratio, estimator, groups, upper_limit, samples_per_class or (None,), seed)
+    for one, name, blocks, limit, samples, number in grid:
+        check_options(
+            data=data, ratio=one, estimator=name, groups=blocks, upper_limit=limit,
+            samples_per_class=samples, seed=number, **common,
+        )  # fmt: skip
+
+
 def check_benchmark(
     *,
     provider: str = "auto",
@@ -128,6 +166,26 @@ def check_benchmark(
     _check_choice("provider", provider, PROVIDERS)
     _check_counts(least_0={"seed": seed}, least_1={"threads": threads, "batch": batch}, default_if_none={})
     _check_positive("seconds", seconds)
+    _check_input(input_shape, None, None)
+
+
+def check_inspection(
+    *,
+    model: object = None,
+    input_shape: Sequence[int] | None = None,
+    upper_limit: float = 0.95,
+    round_to: int = 8,
+) -> None:
+    """Refuse what cannot be inspected, before anything is loaded; parameters as of ``inspect_model``.
+
+    Raises
+    ------
+    MintError
+        For the first one: the value and the remedy in one line.
+    """
+    _check_model(model)
+    _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
+    _check_counts(least_0={}, least_1={"round-to": round_to}, default_if_none={})
     _check_input(input_shape, None, None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
-from mint_compress.estimators.elimination import eliminate, regression
+from mint_compress.estimators.elimination import Regression, eliminate, information, regression
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def score(
     calibration: Calibration,
     *,
     estimator: str = "gaussian",
+    backward: bool = True,
     blocks: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -76,6 +77,9 @@ def score(
     estimator
         ``gaussian`` (backward elimination on second moments of patches) or a name known to
         :func:`mint_compress.estimators.find_estimator`, which scores spatial means.
+    backward
+        Of ``gaussian``: eliminate step by step. False scores every position once, all others being
+        given, for comparison: two copies of a channel then both look dispensable.
     blocks
         Number of contiguous, nearly equal blocks a group's positions are scored in; 0: one by one.
     seed
@@ -92,7 +96,7 @@ def score(
     """
     prunable = [g for g in groups if g.prunable]
     if not uses_samples(estimator):
-        nats = _by_elimination(prunable, calibration, blocks, progress)
+        nats = _by_elimination(prunable, calibration, backward, blocks, progress)
     else:
         nats = _by_samples(prunable, calibration, estimator, blocks, seed, progress)
     return ChannelScores(nats, estimator, calibration.images, seed)
@@ -105,7 +109,11 @@ def block_of(width: int, blocks: int) -> Tensor:
 
 
 def _by_elimination(
-    groups: Sequence[ChannelGroup], calibration: Calibration, blocks: int, progress: Progress | None
+    groups: Sequence[ChannelGroup],
+    calibration: Calibration,
+    backward: bool,
+    blocks: int,
+    progress: Progress | None,
 ) -> dict[str, Tensor]:
     if missing := {m.layer for g in groups for m in g.consumers} - set(calibration.moments):
         raise MintError(
@@ -119,13 +127,16 @@ def _by_elimination(
     for component in _components(groups):
         owner = _renumbering(component, offsets, total, blocks)
         units = int(owner.max()) + 1
-        order, losses = _eliminate_component(
-            component, calibration, owner, units, partial(_report, progress, done, total)
-        )
+        problems = _problems(component, calibration, owner, units)
+        if backward:
+            order, losses = eliminate(problems, units, step=partial(_report, progress, done, total))
+        else:
+            everything = torch.arange(units, device=problems[0].weight.device)
+            losses, order = information(problems, everything).sort(stable=True)
         value = torch.empty(units, dtype=torch.float64)
-        value[order] = losses
+        value[order.cpu()] = losses.cpu()
         step = torch.empty(units, dtype=torch.long)
-        step[order] = torch.arange(units)
+        step[order.cpu()] = torch.arange(units)
         for group in component:
             mine = owner[offsets[group.name] : offsets[group.name] + group.width]
             nats[group.name] = _strictly_increasing(value[mine], step[mine])
@@ -138,13 +149,10 @@ def _report(progress: Progress | None, done: int, total: int, removed: int) -> N
         progress("score", min(done + removed, total), total)
 
 
-def _eliminate_component(
-    component: Sequence[ChannelGroup],
-    calibration: Calibration,
-    owner: Tensor,
-    units: int,
-    step: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
+def _problems(
+    component: Sequence[ChannelGroup], calibration: Calibration, owner: Tensor, units: int
+) -> list[Regression]:
+    """One elimination problem per reader, or per group of a grouped convolution."""
     problems = []
     for layer in sorted({m.layer for g in component for m in g.consumers}):
         seen = calibration.moments[layer]
@@ -155,8 +163,7 @@ def _eliminate_component(
             column_units = torch.where(columns >= 0, owner_here[columns.clamp_min(0)], -1)
             problem = regression(covariance, weight, column_units, units, noise=NOISE, ridge=RIDGE)
             problems.append(replace(problem, scale=scale))
-    order, losses = eliminate(problems, units, step=step)
-    return order.cpu(), losses.cpu()
+    return problems
 
 
 def _components(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:

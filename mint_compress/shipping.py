@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from mint_compress.benchmarking import benchmark
 from mint_compress.checkpoints import builder_of, save
 from mint_compress.counting import Progress
 from mint_compress.exporting import export, find_exporter
+from mint_compress.files import sha256_of
 from mint_compress.options import Outputs, outputs
 from mint_compress.planning import PruningPlan
 from mint_compress.reporting import Report
@@ -105,9 +105,9 @@ def ship(
 
 def _put_in_place(report: Report, moves: Mapping[Path, Path], made: Path, final: Path) -> Report:
     """Hash and rename the files, the report last: where it is, everything it speaks of is."""
-    hashes = {str(place): _sha256(file) for file, place in moves.items()}
+    hashes = {str(place): sha256_of(file) for file, place in moves.items()}
     if report.model and Path(report.model).is_file():
-        hashes = {report.model: _sha256(Path(report.model)), **hashes}
+        hashes = {report.model: sha256_of(Path(report.model)), **hashes}
     report = replace(report, sha256=hashes)
     made.write_text(report.to_json() + "\n", encoding="utf-8")
     for file, place in {**moves, made: final}.items():
@@ -121,7 +121,7 @@ def write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Rep
         return report
     with _staging(target) as stage:
         stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
-        digest = _sha256(stage.plan)
+        digest = sha256_of(stage.plan)
         os.replace(stage.plan, target.plan)
     return replace(report, sha256={str(target.plan): digest})
 
@@ -135,7 +135,3 @@ def _staging(target: Outputs) -> Iterator[Outputs]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

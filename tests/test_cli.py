@@ -95,6 +95,12 @@ def error(*args: str) -> str:
         ("model.pt --ratio", "Option '--ratio' requires an argument."),
         ("--ratio 0.5 -o out.onnx", "Missing argument 'MODEL'."),
         ("compress", "Missing argument 'MODEL'."),
+        ("inspect", "Missing argument 'MODEL'."),
+        ("inspect absent.pt", "No such model file: 'absent.pt'. Check the path."),
+        ("inspect model.pt --upper-limit 1", "upper-limit must lie between 0 and 1, not 1.0."),
+        ("inspect model.pt --round-to 0", "round-to must be a whole number, at least 1, not 0."),
+        ("inspect model.pt --input-shape 3,-2", "input-shape must be positive whole numbers"),
+        ("inspect model.pt --ratio 0.5", "No such option"),
         ("bench model.pt", "Missing argument 'B.onnx'."),
         ("bench model.pt absent.onnx", "No such model file: 'absent.onnx'."),
         ("bench model.pt model.pt --seconds 0", "seconds must be a positive number, not 0.0."),
@@ -253,6 +259,43 @@ def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Ca
     assert (read["speedup"], read["provider"]) == (4.0, "CPU")
 
 
+def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:
+    from mint_compress.inspecting import InspectedGroup, Inspection
+
+    group = InspectedGroup("conv1", 64, 8, 1728, ("conv1",), ("conv2",), True, None)
+    answer = Inspection("model.pt", (3, 8, 8), 9000, 81, 0.9, 4, 0.5, (group,), ("a note",))
+    seen: list[Any] = []
+
+    def inspect_model(model: Path, *, progress: Callable[[str, int, int], None], **given: Any) -> Inspection:
+        progress("analyse", 0, 1)
+        print("a builder that prints")
+        seen[:] = [model, given]
+        return answer
+
+    stage(inspect_model, "inspecting", "inspect_model")
+    assert invoke("inspect", "model.pt").exit_code == 0
+    defaults = {
+        "arch": None,
+        "input_shape": None,
+        "ignore": (),
+        "trust": (),
+        "upper_limit": 0.95,
+        "round_to": 8,
+    }
+    assert seen == [Path("model.pt"), defaults]
+
+    settings = "--arch a --input-shape 3,8,8 --ignore x* --ignore y --trust t --upper-limit .9 --round-to 4"
+    result = invoke("inspect", "model.pt", *settings.split())
+    given = {"arch": "a", "input_shape": (3, 8, 8), "ignore": ("x*", "y"), "trust": ("t",)}
+    assert seen[1] == given | {"upper_limit": 0.9, "round_to": 4}
+    assert (result.exit_code, result.stdout) == (0, str(answer))
+    assert result.stderr.splitlines() == ["load PyTorch ...", "analyse ...", "a builder that prints"]
+
+    result = invoke("inspect", "model.pt", "--json", "--quiet")
+    assert json.loads(result.stdout) == answer.to_dict() and result.stderr == ""
+    assert invoke("inspect", "model.pt", "--quiet").stdout == ""
+
+
 # How it ends
 
 
@@ -379,7 +422,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name
-    assert "bench A.onnx B.onnx" in result.stdout
+    assert "  inspect MODEL  " in result.stdout and "bench A.onnx B.onnx" in result.stdout
     assert invoke().stdout == result.stdout
 
 
@@ -389,6 +432,7 @@ def test_help_of_each_command_and_the_version() -> None:
         in CliRunner().invoke(main, ["compress", "--help"], prog_name="mint-compress").stdout
     )
     assert "--seconds" in invoke("bench", "--help").stdout
+    assert "--upper-limit" in invoke("inspect", "--help").stdout
     for args in (["--version"], ["model.pt", "--version"]):
         result = invoke(*args)
         assert result.exit_code == 0 and result.stdout.startswith("mint-compress, version ")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from mint_compress import zoo
 
@@ -62,3 +65,65 @@ def test_the_vgg16_script_reaches_its_accuracy(tmp_path: Path) -> None:
     out = tmp_path / "vgg16.pt"
     assert script.main([str(out)]) == 0
     assert torch.load(out, weights_only=True)["accuracy"] >= 0.986
+
+
+# ---------------------------------------------------------------- the experiments
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path) -> Path:
+    """scikit-learn's digits at MNIST's size."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (np.kron(digits.images, np.ones((1, 3, 3))) * 15.9).astype(np.uint8)
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    path = tmp_path / "digits.npz"
+    train, test = slice(0, 400), slice(400, 600)
+    labels = digits.target
+    np.savez(path, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
+    return path
+
+
+def test_an_experiment_runs_and_goes_on_where_it_stopped(
+    tmp_path: Path, small_mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    script = load("mnist_mlp")
+    main = script.commands(script.EXPERIMENT)
+    weights, results = tmp_path / "weights", tmp_path / "results" / "mnist_mlp.json"
+    common = ["--data", str(small_mnist), "--weights", str(weights), "--device", "cpu", "--seeds", "2"]
+
+    def run(*arguments: str) -> str:
+        answer = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+        return answer.output
+
+    run("train", *common, "--epochs", "2")
+    assert sorted(p.name for p in weights.iterdir()) == ["mnist_mlp-0.pt", "mnist_mlp-1.pt"]
+    assert run("train", *common).count(" is there\n") == 2
+
+    some = ["--results", str(results), "--epochs", "1", "--ratio", "0.9"]
+    only = ["--only", "gaussian, backward", "--only", "Taylor", "--only", "BatchNorm scale"]
+    run("compress", *common, *some, *only[:2])
+    first = json.loads(results.read_text())["rows"]
+    assert len(first) == 2 * (2 + 3)  # two allocations untrained; trained: one each, and one without repair
+    assert run("compress", *common, *some, *only).startswith("10 of 22 rows are there\n")
+    rows = json.loads(results.read_text())["rows"]
+    assert rows[:10] == first
+    assert {row["criterion"] for row in rows} == {"gaussian, backward", "Taylor"}  # no BatchNorm here
+    for row in rows:
+        assert 0.9 <= row["removed"] < 0.92 and row["parameters"][0] == 545810
+        assert ("repaired" in row["accuracy"]) == row["repair"]
+        assert ("finetuned" in row["accuracy"]) == bool(row["epochs"])
+        one, two = row["widths"]["layers.0"], row["widths"]["layers.2"]
+        assert row["parameters"][1] == 785 * one + (one + 1) * two + (two + 1) * 10
+    same = {(*row["widths"].items(),) for row in rows if row["allocation"] == "uniform"}
+    assert len(same) == 1  # every criterion gets the same shape
+
+    page = tmp_path / "docs" / "results.md"
+    run("table", "--results", str(results.parent), "--output", str(page))
+    lines = page.read_text().splitlines()
+    assert sum(line.startswith("| Taylor | uniform | yes |") for line in lines) == 2
+    assert all(line.endswith("| 2 |") for line in lines if line.startswith("| Taylor"))
+    assert "| MINT (masked) | 87.2 % | 98.54 |" in lines

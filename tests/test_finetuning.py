@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -299,3 +301,55 @@ def test_training_on_a_gpu_gives_the_model_back_as_it_came() -> None:
     assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
     assert all(math.isfinite(r.loss) for r in results)
     assert accuracy(model, blobs(160), device="cuda") == accuracy(model, blobs(160))
+
+
+# ---- going on after an interruption
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, halted = network(dropout=0.2), network(dropout=0.2)
+    settings: dict[str, Any] = {"epochs": 4, "batch_size": 16, "device": "cpu", "seed": 3}
+    expected = finetune(whole, blobs(50), **settings)
+    kept = tmp_path / "state"
+
+    def kill(stage: str, done: int, total: int) -> None:
+        assert total == 16
+        if done == 11:  # in the third epoch
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(halted, blobs(50), checkpoint=kept, progress=kill, **settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+    halted.load_state_dict(network(1, dropout=0.2).state_dict())  # the file holds the weights as well
+    steps: list[int] = []
+    results = finetune(
+        halted, blobs(50), checkpoint=kept, progress=lambda _, done, __: steps.append(done), **settings
+    )
+    assert steps[0] == 9
+    assert same(state(halted), state(whole))
+    assert [r.loss for r in results] == [r.loss for r in expected]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "state"
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(network(), blobs(50), checkpoint=kept, progress=kill, epochs=2, batch_size=16, device="cpu")
+    with pytest.raises(MintError, match="of a training with other settings"):
+        finetune(network(), blobs(50), checkpoint=kept, epochs=3, batch_size=16, device="cpu")
+    with pytest.raises(MintError, match="is of another network"):
+        other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        finetune(other, blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+    kept.write_bytes(b"something else")
+    with pytest.raises(MintError, match="is no state of a training"):
+        finetune(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+    assert kept.read_bytes() == b"something else"

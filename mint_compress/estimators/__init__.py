@@ -11,7 +11,7 @@ from torch import Tensor
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 
-BUILT_IN = ("gaussian", "gmi")
+BUILT_IN = ("gaussian", "gmi", "mint", "knn")
 """Each is the function of that name in the module of that name."""
 
 ENTRY_POINTS = "mint_compress.estimators"
@@ -44,7 +44,7 @@ def find_estimator(name: str) -> Estimator:
     Parameters
     ----------
     name
-        ``gaussian``, ``gmi``, or the name of an entry point of ``mint_compress.estimators``.
+        ``gaussian``, ``gmi``, ``mint``, ``knn``, or the name of an entry point of ``mint_compress.estimators``.
 
     Raises
     ------

@@ -1,0 +1,281 @@
+"""Which public architectures can be pruned, trained on, saved, loaded and exported, with random weights.
+
+    python benchmarks/coverage.py                          # run what has no result yet, then write the table
+    python benchmarks/coverage.py --only '*resnet*' --again
+    python benchmarks/coverage.py --table                  # the table alone
+
+Every torchvision classifier and segmentation model, and of timm the first pretrained entry of each module of
+``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
+a process of its own with a limit on time and memory, at the smallest input that it accepts. "Worked" means:
+the channel groups are found, 50 % of the parameters are really gone after planning, removal and repair (which
+channels go is drawn at random, as the weights are; ``--estimator gaussian`` scores them), the forward pass
+and a training step stay finite, the saved file loads again to the same tensors and outputs, the ONNX export
+has a dynamic batch, its parameters count the same and its outputs agree with PyTorch.
+
+Results: one JSON line a model in benchmarks/results/coverage.jsonl; the last line of a model counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "coverage.jsonl"
+TABLE = HERE.parent / "docs" / "coverage.md"
+RATIO = 0.5
+TOO_LARGE = 200_000_000
+LARGEST_OF_TIMM = 100_000_000
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnxruntime-gpu", "onnxruntime")
+Record = dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """One architecture; with ``not_run`` the reason why it is only listed."""
+
+    name: str
+    family: str
+    not_run: str | None = None
+
+
+# The list of models
+
+
+def chosen(only: str, known: dict[str, Record]) -> Iterator[Choice]:
+    """All models that the rule names and the pattern matches; those of timm are measured one by one."""
+    yield from (c for c in _of_torchvision() if fnmatchcase(c.name, only))
+    import timm
+
+    recorded = {r["family"]: Choice(r["name"], r["family"], r.get("not_run")) for r in known.values()}
+    for module in timm.list_modules():
+        names = timm.list_models(module=module, pretrained=True)
+        if any(fnmatchcase(f"timm:{name}", only) for name in names):
+            choice = recorded.get(f"timm {module}") or _first_small(module, names)
+            if fnmatchcase(choice.name, only):
+                yield choice
+
+
+def _of_torchvision() -> Iterator[Choice]:
+    from torchvision import models
+
+    for module in (models, models.segmentation):
+        for name in models.list_models(module=module):
+            family = models.get_model_builder(name).__module__.rpartition(".")[2]
+            size = models.get_model_weights(name).DEFAULT.meta["num_params"]
+            why = f"{size / 1e6:.0f} M parameters" if size > TOO_LARGE else None
+            yield Choice(f"torchvision:{name}", f"torchvision {family}", why)
+
+
+def _first_small(module: str, names: Sequence[str]) -> Choice:
+    """The first of these with fewer than 100 M parameters."""
+    for name in names:
+        if _parameters(name) < LARGEST_OF_TIMM:
+            return Choice(f"timm:{name}", f"timm {module}")
+    return Choice(f"timm:{names[0]}", f"timm {module}", "no entry under 100 M parameters")
+
+
+def _parameters(name: str) -> int:
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except (RuntimeError, NotImplementedError):  # some compute with real tensors while they are built
+        model = timm.create_model(name, pretrained=False)
+    return sum(p.numel() for p in model.parameters())
+
+
+# All models
+
+
+def supervise(choice: Choice, estimator: str, seconds: float, gigabytes: float) -> Record:
+    """Run one model in a process and put together what it found, or why it was stopped."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+") as errors:
+        command = [sys.executable, str(HERE / "coverage_model.py"), choice.name, folder, estimator]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        stopped, peak = watch(process, seconds, gigabytes)
+        record: Record = {"name": choice.name, "family": choice.family, "worked": False}
+        log = Path(folder) / "log.jsonl"
+        for line in log.read_text().splitlines() if log.exists() else ():
+            record |= json.loads(line)
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
+    if stopped:
+        record["error"] = stopped
+    elif "error" not in record and not record.pop("done", False):
+        record["error"] = f"the process ended with status {process.returncode}: {last[:300]}"
+    elif "error" not in record and record["removed"] < RATIO:
+        record["error"] = f"{record['reachable']:.1%} at most can go; all else worked at that ratio"
+    record["worked"] = "error" not in record
+    if record["worked"]:
+        record.pop("step")
+    spent, today = round(time.perf_counter() - start, 1), f"{datetime.now(UTC):%Y-%m-%d}"
+    return record | {"total_seconds": spent, "peak_gb": round(peak, 2), "date": today}
+
+
+def watch(process: subprocess.Popen[Any], seconds: float, gigabytes: float) -> tuple[str | None, float]:
+    """Wait; kill the process past a limit. Returns the reason for that, and the peak memory in GB."""
+    import psutil  # type: ignore[import-untyped]
+
+    peak, reason, began = 0.0, None, time.perf_counter()
+    while process.poll() is None and reason is None:
+        try:
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss / 1e9)
+        except psutil.Error:
+            break
+        if time.perf_counter() - began > seconds:
+            reason = f"stopped after {seconds:g} s"
+        elif peak > gigabytes:
+            reason = f"stopped at {gigabytes:g} GB of memory"
+        time.sleep(0.2)
+    if reason:
+        process.kill()
+    process.wait()
+    return reason, peak
+
+
+def results() -> dict[str, Record]:
+    """Model -> its last result."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {r["name"]: r for r in map(json.loads, lines)}
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Run every model that has no result, and append the results as they come."""
+    known = results()
+    RESULTS.parent.mkdir(exist_ok=True)
+    versions = {p: _version(p) for p in PACKAGES if _version(p)}
+
+    def work(choice: Choice) -> None:
+        if choice.not_run:
+            record: Record = choice._asdict()
+        else:
+            record = supervise(choice, options.estimator, options.limit_seconds, options.limit_gigabytes)
+            record["versions"] = versions
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        said = choice.not_run or record.get("error") or "worked"
+        print(f"{choice.name}: {said} ({record.get('total_seconds', 0)} s)", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        todo = (c for c in chosen(options.only, known) if options.again or c.name not in known)
+        for _ in pool.map(work, todo):
+            pass
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+# The table
+
+
+def write_table() -> None:
+    """Write docs/coverage.md from the results."""
+    records = sorted(
+        results().values(), key=lambda r: (r["family"].startswith("timm"), r["family"], r["name"])
+    )
+    ran = [r for r in records if not r.get("not_run")]
+    worked = [r for r in ran if r["worked"]]
+    families: dict[str, list[Record]] = {}
+    for record in ran:
+        families.setdefault(record["family"], []).append(record)
+    lines = [*_head(ran, worked), *(_row(name, own) for name, own in families.items())]
+    if len(worked) < len(ran):
+        lines += ["", "## What did not work", "", "| model | input | step | reason |", "|---|---|---|---|"]
+    lines += [
+        f"| {r['name']} | {r.get('input', '')} | {r.get('step', '')} | {_cell(r['error'])} |"
+        for r in ran
+        if not r["worked"]
+    ]
+    lines += ["", "## Not run", "", *(f"- {r['name']}: {r['not_run']}" for r in records if r.get("not_run"))]
+    TABLE.parent.mkdir(exist_ok=True)
+    temporary = TABLE.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines).rstrip() + "\n")
+    os.replace(temporary, TABLE)
+
+
+def _head(ran: Sequence[Record], worked: Sequence[Record]) -> list[str]:
+    versions = {f"{p} {v}" for r in ran for p, v in r.get("versions", {}).items()}
+    dates = sorted({r["date"] for r in ran})
+    share = f" ({len(worked) / len(ran):.0%})" if ran else ""
+    when = f", {_range(dates, str)}" if dates else ""
+    return [
+        "# Coverage",
+        "",
+        "Written by `python benchmarks/coverage.py`, which says which models are run and what must work: in",
+        "short, with random weights at the smallest input: 50 % of the parameters really gone, a training",
+        "step, a saved file that loads again, and an ONNX export whose counts and outputs agree.",
+        "",
+        f"**{len(worked)} of {len(ran)} worked{share}**{when}; {', '.join(sorted(versions))}; CPU.",
+        "",
+        "Reachable: the share of the parameters that can go at most (`--upper-limit 0.95 --round-to 8`).",
+        "",
+        "| family | models | worked | prunable groups | reachable | the other groups |",
+        "|---|---|---|---|---|---|",
+    ]
+
+
+def _row(family: str, own: Sequence[Record]) -> str:
+    counted = [r for r in own if "groups" in r]
+    counts = [sum(r[key] for r in counted) for key in ("prunable", "groups")]
+    prunable = f"{counts[0]} of {counts[1]}" if counted else ""
+    shares = [r["reachable"] for r in counted]
+    reach = _range(shares, lambda share: f"{100 * share:.1f} %") if shares else ""
+    others: Counter[str] = Counter()
+    for record in counted:
+        others.update(record["reasons"])
+    why = "; ".join(f"{count} {reason}" for reason, count in others.most_common())
+    good = sum(r["worked"] for r in own)
+    return f"| {family} | {len(own)} | {good} | {prunable} | {reach} | {_cell(why)} |"
+
+
+def _range(values: Sequence[Any], shown: Callable[[Any], str]) -> str:
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Read the options."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--only", default="*", help="pattern of names, as in 'torchvision:*' or '*ghost*'")
+    parser.add_argument("--again", action="store_true", help="also run what has a result")
+    parser.add_argument("--estimator", default="random", help="what scores the channels; random: nothing")
+    parser.add_argument("--limit-seconds", type=float, default=300)
+    parser.add_argument("--limit-gigabytes", type=float, default=8, help="of resident memory")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="write docs/coverage.md and run nothing")
+    options = parser.parse_args()
+    if not options.table:
+        run_all(options)
+    write_table()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""One architecture of the coverage table: everything that has to work with it, in a process of its own.
+
+    python benchmarks/coverage_model.py torchvision:resnet18 FOLDER random
+
+Writes what it finds, step by step, to FOLDER/log.jsonl; ``coverage.py`` says what "worked" means.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mint_compress as mc
+from mint_compress.architectures import original_input_shape
+from mint_compress.counting import parameters
+from mint_compress.data import synthetic_images
+from mint_compress.inspecting import most_removed
+from mint_compress.models import Builder
+from mint_compress.outputs import tensors_in
+from mint_compress.scoring import uses_samples
+
+RATIO = 0.5
+SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512, 1024)
+TRAINING_BATCH = 4
+IMAGES = 16
+LOADED = 1e-5
+"""Largest difference of a loaded network's outputs, relative: its tensors lie elsewhere in memory."""
+
+
+class Log:
+    """What the parent may read at any time, also after it has killed this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, **found: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Say what is being done, and afterwards how long it took."""
+        self(step=name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        self(seconds=self.seconds)
+
+
+def examine(name: str, folder: Path, estimator: str, log: Log) -> None:
+    """Do everything with one model that has to work; an exception says what did not."""
+    with log.step("build"):
+        model = built(name)
+    with log.step("find the smallest input"):
+        shape = smallest_input(model, name)
+    log(input="x".join(map(str, shape)), parameters=parameters(model))
+    batches = synthetic_images(IMAGES, shape, seed=0).split(IMAGES // 2)
+    with log.step("analyse"):
+        groups = mc.find_groups(model, batches[0][:1])
+        most = most_removed(groups)
+    reachable = most.removed if most else 0.0
+    # without the figures and names that follow in brackets
+    reasons = Counter((g.reason or "").partition(" (")[0] for g in groups if not g.prunable)
+    log(groups=len(groups), prunable=sum(g.prunable for g in groups), reachable=reachable, reasons=reasons)
+    if most is None:
+        raise mc.MintError(f"nothing can go: {'; '.join(reasons)}")
+    with log.step("score"):
+        scores = scored(model, groups, batches, estimator)
+    with log.step("plan"):
+        # below 50 % the rest is tried at what there is
+        plan = mc.plan(groups, scores, mc.Budget(min(RATIO, reachable)))
+    with log.step("remove"):
+        pruned = mc.prune_(copy.deepcopy(model), plan)
+    with log.step("repair"):
+        mc.compensate_(pruned, model, plan, batches, seed=0)
+    left = parameters(pruned)
+    log(removed=1 - left / parameters(model))
+    finish(name, model, pruned, plan, torch.cat(batches), folder, log)
+
+
+def scored(
+    model: nn.Module, groups: Sequence[mc.ChannelGroup], batches: Sequence[Tensor], estimator: str
+) -> mc.ChannelScores:
+    """Scores of the prunable groups; ``random`` ones take no time."""
+    if estimator != "random":
+        samples = uses_samples(estimator)
+        seen = mc.calibrate(model, groups, batches, seed=0, moments=not samples, samples=samples)
+        return mc.score(groups, seen, estimator=estimator, seed=0)
+    draw = torch.Generator().manual_seed(0)
+    nats = {g.name: torch.rand(g.width, generator=draw) for g in groups if g.prunable}
+    return mc.ChannelScores(nats, estimator, images=0, seed=0)
+
+
+def finish(
+    name: str,
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: mc.PruningPlan,
+    images: Tensor,
+    folder: Path,
+    log: Log,
+) -> None:
+    """Forward, training step, save, load, export, receipt and parity of the pruned network."""
+    few = images[:TRAINING_BATCH]
+    with log.step("forward"):
+        finite(outputs(pruned, few), "the outputs")
+    with log.step("training step"):
+        training_step(pruned, few)
+        finite(outputs(pruned, few), "the outputs after a training step")
+    with log.step("save"):
+        mc.save(pruned, folder / "m.safetensors", builder=Builder(name), plan=plan.to_dict())
+    with log.step("load"):
+        loaded = mc.load(folder / "m.safetensors")
+        check_same(loaded, pruned, few)
+    with log.step("export"):
+        exported = mc.export(loaded, (images[:2],), folder / "m.onnx")
+    with log.step("verify"):
+        modules = {n for n, _ in loaded.named_modules()}
+        predicted = {n: after for n, (_, after) in plan.layers.items() if n in modules}
+        _, parity = mc.verify(
+            model, loaded, exported, images, predicted=predicted, device="cpu",
+            tensors_path=folder / "m.safetensors",
+        )  # fmt: skip
+    log(parity=parity.max_rel)
+
+
+def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """All outputs, in eval mode."""
+    with torch.no_grad():
+        return list(tensors_in(network.eval()(images)))
+
+
+def check_same(loaded: nn.Module, saved: nn.Module, images: Tensor) -> None:
+    """Compare tensors bit by bit and outputs up to rounding."""
+    one, other = loaded.state_dict(), saved.state_dict()
+    if one.keys() != other.keys() or not all(torch.equal(one[k], other[k]) for k in one):
+        raise mc.CheckFailed("the loaded network has other tensors than the saved one")
+    for a, b in zip(outputs(loaded, images), outputs(saved, images), strict=True):
+        if not bool((a - b).abs().max() <= LOADED * b.abs().max()):
+            raise mc.CheckFailed("the loaded network gives other outputs than the saved one")
+
+
+def built(name: str) -> nn.Module:
+    """The architecture with random weights, always the same ones."""
+    torch.manual_seed(0)
+    tier, _, leaf = name.partition(":")
+    if tier == "timm":
+        import timm
+
+        made: nn.Module = timm.create_model(leaf, pretrained=False)
+        return made.eval()
+    from torchvision import models
+
+    options: dict[str, Any] = {"weights": None}
+    if models.get_model_builder(leaf).__module__.startswith("torchvision.models.segmentation"):
+        options["weights_backbone"] = None
+    if leaf in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # half a minute of scipy; PyTorch's own random weights do
+    made = models.get_model(leaf, **options)
+    return made.eval()
+
+
+def smallest_input(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The smallest square image that the network evaluates and trains on."""
+    own = original_input_shape(name)
+    for shape in (*((own[0], side, side) for side in SIDES), own):
+        with torch.no_grad():
+            try:
+                # trained on last: BatchNorm's statistics are then those of some images
+                model.eval()(torch.randn(2, *shape))
+                model.train()(torch.randn(TRAINING_BATCH, *shape))
+            except Exception as error:
+                refused = error
+            else:
+                model.eval()
+                return shape
+    raise RuntimeError(f"no input is accepted, {own} neither: {refused}")
+
+
+def training_step(model: nn.Module, images: Tensor) -> None:
+    """One step of SGD on all outputs, towards their first class."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses = [-out.log_softmax(1)[:, 0].mean() for out in tensors_in(model(images))]
+    loss = torch.stack(losses).sum()
+    loss.backward()
+    finite([loss, *(p.grad for p in model.parameters() if p.grad is not None)], "the gradients")
+    optimizer.step()
+    model.eval()
+
+
+def finite(tensors: Sequence[Tensor], what: str) -> None:
+    """Refuse NaN and infinity, and nothing at all."""
+    if not tensors or not all(bool(t.isfinite().all()) for t in tensors):
+        raise ArithmeticError(f"{what} are not finite")
+
+
+def main(name: str, folder: Path, estimator: str) -> None:
+    """Examine a model and note how it ended."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    log = Log(folder / "log.jsonl")
+    try:
+        examine(name, folder, estimator, log)
+    except Exception as error:
+        kind = "" if isinstance(error, (mc.MintError, mc.CheckFailed)) else f"{type(error).__name__}: "
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = (kind + " ".join(str(error).split()))[:400]
+        log(error=said, at=f"{Path(where.filename).name}:{where.lineno}")
+    else:
+        log(done=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

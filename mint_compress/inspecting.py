@@ -1,0 +1,295 @@
+"""What could be pruned in a network: its channel groups, why some stay, and how far ``--ratio`` can go."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mint_compress.channels import ChannelGroup, LayerShape
+from mint_compress.checkpoints import input_shape_of
+from mint_compress.counting import Progress, parameters
+from mint_compress.errors import MintError
+from mint_compress.groups import find_groups
+from mint_compress.models import load_model
+from mint_compress.options import check_inspection
+from mint_compress.planning import Budget, PruningPlan, _Candidate, make_plan
+from mint_compress.scoring import ChannelScores
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+INSPECTION_FORMAT = 1
+"""Version of the JSON; it rises when a key changes its meaning or goes away."""
+
+
+@dataclass(frozen=True)
+class InspectedGroup:
+    """One channel group: positions that can only go together.
+
+    Attributes
+    ----------
+    name
+        Its first producer.
+    width, least
+        Positions it has, and the fewest it may keep; the same where it may not be pruned.
+    parameters
+        Those that belong to its channels in all layers. A weight between two groups counts for both.
+    producers, consumers
+        Layers that make the channels, and layers that read them.
+    prunable, reason
+        Whether positions may go, and if not, why not.
+    """
+
+    name: str
+    width: int
+    least: int
+    parameters: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    prunable: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What could be pruned in one network; the fields are the keys of the JSON, after ``format``.
+
+    Attributes
+    ----------
+    model
+        Path, or name of the class.
+    input_shape
+        Of one sample, without the batch.
+    parameters, macs
+        Of the whole network; MACs are of one sample.
+    upper_limit, round_to
+        See :class:`Budget`.
+    most_ratio
+        Largest share of the parameters that can go within these bounds; 0.0: nothing can.
+    groups
+        In the order of the network's modules.
+    notes
+        What was assumed, one sentence each.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    upper_limit: float
+    round_to: int
+    most_ratio: float
+    groups: tuple[InspectedGroup, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, in a fixed order."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"format": INSPECTION_FORMAT, **plain}
+
+    def to_json(self) -> str:
+        """``to_dict`` as a JSON document."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        import io
+
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        for note in self.notes:
+            yield Text(f"Note: {note}")
+        if self.groups:
+            yield _table(self.groups)
+        if left_alone := list(_left_alone(self.groups)):
+            yield Text("Not prunable:")
+        for line in left_alone:
+            yield Padding(Text(line), (0, 0, 0, 2))
+        yield Text()
+        for title, line in self._summary():
+            text = Text(f"{title:<12}", style="bold")
+            text.append(line, style="not bold")
+            yield text
+
+    def _summary(self) -> Iterator[tuple[str, str]]:
+        prunable = sum(g.prunable for g in self.groups)
+        yield "Parameters", f"{self.parameters:,}"
+        yield "MACs", f"{self.macs:,} for one input of {'x'.join(map(str, self.input_shape))}"
+        yield "Groups", f"{prunable} of {len(self.groups)} prunable"
+        bounds = f"with --upper-limit {self.upper_limit:g} --round-to {self.round_to}"
+        # rounded down: the ratio printed can be asked for
+        most = math.floor(1000 * self.most_ratio) / 1000
+        yield "Reachable", f"--ratio {most:g} at most, {bounds}" if most else f"nothing can go {bounds}"
+
+
+def inspect_model(
+    model: nn.Module | str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    ignore: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    upper_limit: float = 0.95,
+    round_to: int = 8,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Find out what could be pruned, without data, and without pruning anything.
+
+    Parameters
+    ----------
+    model
+        A module, which is not changed, or the path of a checkpoint, pruned before or not.
+    arch, input_shape, trust
+        See :func:`load_model`; the shape is without the batch.
+    ignore
+        Patterns of layers whose output channels stay.
+    upper_limit, round_to
+        See :class:`Budget`.
+    progress
+        Called as (stage, done, total).
+
+    Returns
+    -------
+    Inspection
+        Every channel group, and the largest ratio that ``compress`` accepts.
+
+    Raises
+    ------
+    MintError
+        Bad input: no such file, an unknown architecture, a network that cannot be traced.
+    """
+    named = model if isinstance(model, (str, os.PathLike)) else None
+    check_inspection(model=named, input_shape=input_shape, upper_limit=upper_limit, round_to=round_to)
+    tell = progress or (lambda *_: None)
+    notes: tuple[str, ...] = ()
+    if isinstance(model, nn.Module):
+        module, name = model, type(model).__name__
+    else:
+        tell("read the model", 0, 1)
+        loaded = load_model(model, arch=arch, trust=trust)
+        module, notes, name = loaded.module, loaded.notes, str(model)
+        tell("read the model", 1, 1)
+    shape = input_shape if input_shape is not None else input_shape_of(module)
+    if shape is None:
+        raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")
+    found = find_groups(module, torch.zeros(1, *shape), ignore=ignore, progress=progress)
+    most = most_removed(found, upper_limit=upper_limit, round_to=round_to)
+    return Inspection(
+        model=name,
+        input_shape=tuple(shape),
+        parameters=parameters(module),
+        macs=found[0].network.macs if found else 0,
+        upper_limit=upper_limit,
+        round_to=round_to,
+        most_ratio=most.removed if most else 0.0,
+        groups=inspected(found, most),
+        notes=notes,
+    )
+
+
+def most_removed(
+    groups: Sequence[ChannelGroup], *, upper_limit: float = 0.95, round_to: int = 8
+) -> PruningPlan | None:
+    """The plan that removes all that may go; None where no group is prunable.
+
+    Parameters
+    ----------
+    groups
+        From :func:`find_groups`.
+    upper_limit, round_to
+        See :class:`Budget`.
+    """
+    budget = Budget(0.5, upper_limit=upper_limit, round_to=round_to)  # its ratio decides nothing here
+    prunable = [g for g in groups if g.prunable]
+    # which positions go makes no difference to how many can
+    scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)
+    candidates = [_Candidate.of(g, scores, budget) for g in prunable]
+    masks = {c.group.name: c.mask(len(c.steps)) for c in candidates}
+    return make_plan(groups, masks, asked=budget.params) if masks else None
+
+
+def inspected(groups: Sequence[ChannelGroup], most: PruningPlan | None) -> tuple[InspectedGroup, ...]:
+    """What there is to say about each group, given the plan that removes all that may go."""
+    order = {name: i for i, name in enumerate(groups[0].network.layers if groups else ())}
+    least = {cut.group: len(cut.kept) for cut in most.groups} if most else {}
+    return tuple(
+        InspectedGroup(
+            name=g.name,
+            width=g.width,
+            least=least[g.name] if g.prunable else g.width,
+            parameters=_parameters_of(g),
+            producers=g.producers,
+            consumers=tuple(m.layer for m in g.consumers),
+            prunable=g.prunable,
+            reason=g.reason,
+        )
+        for g in sorted(groups, key=lambda g: order.get(g.name, len(order)))
+    )
+
+
+def _parameters_of(group: ChannelGroup) -> int:
+    """Parameters that belong to the group's channels: rows and columns of weights, biases, norms."""
+    layers = group.network.layers
+    if not group.members:  # a layer that was not traced
+        return layers.get(group.name, LayerShape()).parameters
+    channels: dict[tuple[str, bool], set[int]] = {}
+    for member in group.members:
+        channels.setdefault((member.layer, member.side == "in"), set()).update(member.channels.tolist())
+    total = 0
+    for name in {name for name, _ in channels}:
+        layer = layers.get(name, LayerShape())  # a normalisation without parameters
+        inputs, outputs = (len(channels.get((name, inside), ())) for inside in (True, False))
+        # a weight between two channels of the group is counted once
+        whole = max(layer.inputs, 1) * max(layer.outputs, 1)
+        others = (max(layer.inputs, 1) - inputs) * (max(layer.outputs, 1) - outputs)
+        total += layer.weights - layer.weights * others // whole + layer.per_output * outputs
+    return total
+
+
+def _table(groups: Sequence[InspectedGroup]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for title in ("Channels of", "read by"):
+        table.add_column(title, overflow="fold")
+    for title in ("Width", "at least", "Parameters"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for group in groups:
+        producers = (group.name, *(p for p in group.producers if p != group.name))
+        # a Text is taken as it is: brackets in a layer's name are not markup
+        made, read = Text(_few(producers)), Text(_few(group.consumers))
+        least = f"{group.least:,}" if group.prunable else "-"
+        table.add_row(made, read, f"{group.width:,}", least, f"{group.parameters:,}")
+    return table
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
+
+
+def _left_alone(groups: Sequence[InspectedGroup]) -> Iterator[str]:
+    reasons: dict[str, list[str]] = {}
+    for group in groups:
+        if not group.prunable:
+            reasons.setdefault(group.reason or "", []).append(group.name)
+    for reason, names in reasons.items():
+        count = f" ({len(names)} groups)" if len(names) > 1 else ""
+        yield f"{reason}{count}: {', '.join(names)}"

@@ -1,0 +1,243 @@
+"""A grid of settings, one compression each: what a ratio costs in accuracy, as CSV, JSON and a plot."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mint_compress.compression import compress
+from mint_compress.counting import Progress
+from mint_compress.errors import MintError
+from mint_compress.files import replacing, sha256_of
+from mint_compress.reporting import Report
+
+SWEEP_FORMAT = 1
+STAGES = ("original", "pruned", "repaired", "finetuned")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values to try; every combination is a row.
+
+    Attributes
+    ----------
+    ratios, estimators, groups, upper_limits, samples_per_class, seeds
+        See ``compress``. ``samples_per_class`` counts for estimators of samples only; for others all
+        its values are one.
+    """
+
+    ratios: Sequence[float]
+    estimators: Sequence[str] = ("gaussian",)
+    groups: Sequence[int] = (0,)
+    upper_limits: Sequence[float] = (0.95,)
+    samples_per_class: Sequence[int | None] = (None,)
+    seeds: Sequence[int] = (0,)
+
+    def settings(self) -> list[dict[str, Any]]:
+        """One dictionary of ``compress``'s arguments per row, in a fixed order, none twice."""
+        found: list[dict[str, Any]] = []
+        for estimator, samples, groups, limit, seed, ratio in itertools.product(
+            self.estimators, self.samples_per_class, self.groups, self.upper_limits, self.seeds, self.ratios
+        ):
+            one = {
+                "ratio": ratio,
+                "estimator": estimator,
+                "groups": groups,
+                "upper_limit": limit,
+                "samples_per_class": None if estimator == "gaussian" else samples,
+                "seed": seed,
+            }
+            if one not in found:
+                found.append(one)
+        return found
+
+
+def sweep(
+    model: nn.Module | str | os.PathLike[str],
+    data: str,
+    grid: Grid,
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    done: Callable[[Mapping[str, Any]], None] | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Compress with every combination of a grid, one row each.
+
+    Parameters
+    ----------
+    model, data
+        As for ``compress``.
+    output
+        The CSV file. Beside it the rows are kept as JSON, and drawn (SVG) where matplotlib is
+        installed. All are written anew after every row; a row that is there, made with the same model,
+        data and settings, is not made again.
+    progress
+        Called as ("sweep", rows done, rows).
+    done
+        Called with every row when it is made.
+    settings
+        Further arguments of ``compress``, the same for all rows.
+
+    Returns
+    -------
+    list of dict
+        The grid's rows: the settings, ``removed`` and ``macs_removed`` as shares, ``parameters``,
+        the accuracies after each stage, ``seconds``, and ``error`` where a setting cannot be met.
+
+    Raises
+    ------
+    MintError
+        As for ``compress``, when it would fail for every row alike; a JSON file that is no sweep.
+    """
+    csv_path = Path(output)
+    if csv_path.suffix != ".csv":
+        raise MintError(f"A sweep writes a .csv file, not {csv_path.name!r}. Give -o NAME.csv.")
+    json_path = csv_path.with_suffix(".json")
+    rows = _read(json_path)
+    common = {"model": _identity(model), "data": data, **settings}
+    chosen = grid.settings()
+    # as they come back from the file: tuples become lists
+    wanted = [json.loads(json.dumps({**common, **one})) for one in chosen]
+    for number, (key, one) in enumerate(zip(wanted, chosen, strict=True)):
+        if progress:
+            progress("sweep", number, len(wanted))
+        if _find(rows, key) is None:
+            row = {"settings": key, **_one(model, data, {**settings, **one})}
+            rows.append(row)
+            _write(rows, json_path, csv_path)
+            if done:
+                done(row)
+    if progress:
+        progress("sweep", len(wanted), len(wanted))
+    found = [made for key in wanted if (made := _find(rows, key)) is not None]
+    if all(row["error"] for row in found):
+        raise MintError(found[0]["error"])
+    draw(found, csv_path.with_suffix(".svg"))
+    return found
+
+
+def _identity(model: nn.Module | str | os.PathLike[str]) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    path = Path(model)
+    return f"{path.name} sha256:{sha256_of(path)[:16]}" if path.is_file() else str(model)
+
+
+def _find(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next((row for row in rows if row["settings"] == key), None)
+
+
+def _one(model: Any, data: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        _, report = compress(model, data, **arguments)
+    except MintError as error:  # such as a ratio that this upper limit does not allow
+        return {"error": str(error), "seconds": round(time.perf_counter() - start, 1)}
+    return {"error": None, **_measured(report), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _measured(report: Report) -> dict[str, Any]:
+    macs = {side: count or 0 for side, count in report.macs.items()}
+    return {
+        "removed": report.ratio["removed"],
+        "macs_removed": 1 - macs["after"] / max(macs["before"], 1),
+        "parameters": report.parameters["after"],
+        "accuracy": {stage: report.accuracy.get(stage) for stage in STAGES},
+    }
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != SWEEP_FORMAT:
+            raise MintError(f"{path} has format {content['format']!r}; this version reads {SWEEP_FORMAT}.")
+        return list(content["rows"])
+    except (ValueError, KeyError, TypeError):
+        raise MintError(f"{path} is there and is no sweep. Give another name with -o.") from None
+
+
+def _write(rows: Sequence[dict[str, Any]], json_path: Path, csv_path: Path) -> None:
+    with replacing(json_path) as temporary:
+        temporary.write_text(json.dumps({"format": SWEEP_FORMAT, "rows": rows}, indent=1) + "\n")
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    with replacing(csv_path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    measured = {k: v for k, v in row.items() if k not in ("settings", "accuracy")}
+    return {**row["settings"], **measured, **row.get("accuracy", {})}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per row: shares in percent, then the settings."""
+    names = ("removed", "MACs", *STAGES, "settings")
+    lines = ["{:>8} {:>7} {:>9} {:>7} {:>9} {:>10}  {}".format(*names)]
+    for row in rows:
+        label = f"ratio {row['settings']['ratio']:g}, {_label(row['settings'])}"
+        if row["error"]:
+            lines.append(f"{label}: {row['error']}")
+            continue
+        shares = (row["removed"], row["macs_removed"], *(row["accuracy"][stage] for stage in STAGES))
+        cells = ("" if share is None else f"{100 * share:.2f}" for share in shares)
+        lines.append("{:>8} {:>7} {:>9} {:>7} {:>9} {:>10}  {}".format(*cells, label))
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Accuracy of the last stage against the parameters removed, one line per setting but the ratio.
+
+    Returns
+    -------
+    bool
+        Whether it was drawn: matplotlib may be missing, and there may be nothing to draw.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["error"] is None and (last := _last(row["accuracy"])) is not None:
+            lines.setdefault(_label(row["settings"]), []).append((100 * row["removed"], 100 * last))
+    if not lines:
+        return False
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set_xlabel("parameters removed, %")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return True
+
+
+def _last(accuracy: Mapping[str, float | None]) -> float | None:
+    return next((accuracy[s] for s in reversed(STAGES) if accuracy.get(s) is not None), None)
+
+
+def _label(settings: Mapping[str, Any]) -> str:
+    parts = [settings["estimator"]]
+    if settings["samples_per_class"]:
+        parts.append(f"{settings['samples_per_class']} a class")
+    if settings["groups"]:
+        parts.append(f"{settings['groups']} groups")
+    return ", ".join([*parts, f"limit {settings['upper_limit']:g}", f"seed {settings['seed']}"])

@@ -20,7 +20,22 @@ from mint_compress.unpickling import DAMAGED, inside, searching_here
 TIERS = ("zoo", "torchvision", "timm")
 
 # a header may ask for these arguments and no others: some (weights, checkpoint_path) open other files
-SAFE_ARGUMENTS = ("num_classes", "aux_logits", "aux_loss", "hidden", "in_chans", "img_size", "image_size")
+SAFE_SWITCHES = ("aux_logits", "aux_loss", "transform_input")
+SAFE_SIZES = {"num_classes": 10**6, "in_chans": 1024, "img_size": 4096, "image_size": 4096, "hidden": 2**16}
+MOST_HIDDEN = 64
+
+
+def safe_argument(name: str, value: Any) -> bool:
+    """Whether a file may have a known builder called with this: a switch, or a size within reason."""
+    if name in SAFE_SWITCHES:
+        return isinstance(value, bool)
+    sizes = value if isinstance(value, list) else [value]
+    return (
+        name in SAFE_SIZES
+        and len(sizes) <= MOST_HIDDEN
+        and all(type(size) is int and 0 <= size <= SAFE_SIZES[name] for size in sizes)
+    )
+
 
 # torchvision's builders of these fill the weights with scipy, for half a minute
 SLOW_INIT = ("googlenet", "inception_v3")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.errors import MintError
+from mint_compress.pickles import shown
 from mint_compress.shapes import shape_spec
 from mint_compress.unpickling import DAMAGED, SAVE_WEIGHTS, damaged, file_kind, regular_file, unpickle
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""Of the header: 2 since its checksum covers the header too, and not the tensors alone."""
 HEADER_KEY = "mint_compress"
+NUMBERS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+MOST_MODULES = 100_000
+MOST_LETTERS = 1000
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
@@ -97,7 +107,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) 
     if file_kind(file) == "safetensors":
         weights, header = _read_safetensors(file)
     else:
-        weights, arch = _unwrap(unpickle(file, trust=trust), file)
+        found = unpickle(file, trust=trust)
+        try:
+            weights, arch = _unwrap(found, file)
+        except DAMAGED as error:
+            # the attributes of an unpickled module are whatever the file says
+            log.debug("%s: %s", path, error)
+            raise damaged(file) from None
     if isinstance(weights, nn.Module):
         return Checkpoint(None, _checked_module(weights, file), arch)
     _check_storage(weights, file)
@@ -114,7 +130,10 @@ def _unwrap(found: Any, path: Path) -> tuple[nn.Module | dict[str, Tensor], str 
     # as deep as {"model": {"state_dict": ...}} and once more
     for _ in range(3):
         if isinstance(found, nn.Module):
-            return found.module if isinstance(found, nn.DataParallel) else found, arch
+            inner = found._modules.get("module") if isinstance(found, nn.DataParallel) else found
+            if not isinstance(inner, nn.Module):
+                raise damaged(path, "a DataParallel without a module in it")
+            return inner, arch
         if not isinstance(found, Mapping):
             raise MintError(f"{path} holds a {type(found).__name__}, not weights. Save them: {SAVE_WEIGHTS}")
         if isinstance(found.get("arch"), str):
@@ -123,14 +142,14 @@ def _unwrap(found: Any, path: Path) -> tuple[nn.Module | dict[str, Tensor], str 
         if not wrapped:
             break
         found = wrapped[0]
-    inner = [value for value in found.values() if _is_state_dict(value)]
+    states = [value for value in found.values() if _is_state_dict(value)]
     # {"net": state_dict, "epoch": 3}: under whatever name, when there is only one
-    if len(inner) == 1 and not any(isinstance(v, Tensor) for v in found.values()):
-        found = inner[0]
+    if len(states) == 1 and not any(isinstance(v, Tensor) for v in found.values()):
+        found = states[0]
     tensors = {k: v for k, v in found.items() if not str(k).endswith("_extra_state")}
     strange = [k for k, v in tensors.items() if not isinstance(v, Tensor) or not isinstance(k, str)]
     if not tensors or strange:
-        keys = ", ".join(str(k) for k in list(found)[:5]) or "nothing"
+        keys = ", ".join(shown(k) for k in list(found)[:5]) or "nothing"
         raise MintError(
             f"{path} holds no state_dict, alone or under {', '.join(WRAPPERS)}; it holds {keys}. "
             f"Save the weights: {SAVE_WEIGHTS}"
@@ -160,6 +179,9 @@ def _is_odd_float(tensor: Tensor) -> bool:
 
 def _checked_module(module: nn.Module, path: Path) -> nn.Module:
     try:
+        # layers that share layers are visited as often as they are shared
+        if len(list(islice(module.named_modules(remove_duplicate=False), MOST_MODULES))) == MOST_MODULES:
+            raise damaged(path, f"a network of {MOST_MODULES:,} layers or more")
         everything = {
             f"{name}.{key}".strip("."): value
             for name, part in module.named_modules()
@@ -181,11 +203,17 @@ def _check_storage(tensors: Mapping[str, Tensor], path: Path) -> None:
     storages: dict[int, int] = {}
     for name, tensor in tensors.items():
         plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
+        if len(name) > MOST_LETTERS:
+            raise damaged(path, f"naming a tensor with {len(name):,} letters")
+        name = shown(name)
         if not plain or tensor.is_meta or tensor.is_quantized:
             raise MintError(
                 f"{path}: {name!r} is a sparse, quantised, empty or wrapped tensor, which cannot be pruned. "
                 "Give the plain float weights."
             )
+        if tensor.dtype not in NUMBERS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise MintError(f"{path}: {name!r} holds {kind} numbers. Give the weights as float32 or float16.")
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
@@ -202,7 +230,7 @@ def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise MintError(
-                f"{path}: {count} of {tensor.numel()} values of {name!r} are NaN or infinite. "
+                f"{path}: {count} of {tensor.numel()} values of {shown(name)!r} are NaN or infinite. "
                 "Give a checkpoint from before the training diverged."
             )
 
@@ -211,35 +239,63 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_names(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        header = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        header = None if text is None else json.loads(text, object_pairs_hook=_once)
+    except (SafetensorError, ValueError, RecursionError, OSError, RuntimeError, AttributeError) as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
-    if header is None:
+    if text is None:
         if not tensors:
             raise MintError(f"{path} holds no tensors. Save the weights again.")
         return tensors, None
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+    made = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(header, dict) or not isinstance(made, int) or made < 1:
         raise damaged(path, f"without a valid {HEADER_KEY} header")
-    if header["format"] > FORMAT:
+    if made > FORMAT:
         raise MintError(
-            f"{path} has format {header['format']}, and this version reads up to {FORMAT}. "
+            f"{path} has format {made}, and this version reads up to {FORMAT}. "
             "Update: pip install -U mint-compress"
         )
-    if header.get("crc32") != _checksum(tensors):
-        raise damaged(path, "damaged (the checksum of its tensors is wrong)")
+    # before anything is computed with them
+    _check_storage(tensors, path)
+    if header.get("crc32") != (_checksum(tensors) if made == 1 else _checksum(tensors, header)):
+        raise damaged(path, "damaged (the checksum of its tensors and header is wrong)")
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the bytes of all tensors in the order of their names: safetensors has none of its own."""
+def _check_names(path: Path) -> None:
+    """Refuse a safetensors header that names a tensor twice: readers differ in which one they take."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        text = stream.read(length)
+    json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> int:
+    """CRC-32 over all tensors in the order of their names: safetensors has no checksum of its own.
+
+    With a ``header``, over the names, types and shapes and over that header as well; format 1 did
+    without.
+    """
     crc = 0
-    for _, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(tensors.items()):
+        if header is not None:
+            crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
-    return crc
+    if header is None:
+        return crc
+    rest = {key: value for key, value in header.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode(), crc)
 
 
 def save(
@@ -283,8 +339,10 @@ def save(
         "shapes": shape_spec(model),
         "ties": ties,
         "plan": plan,
-        "crc32": _checksum(tensors),
     }
+    # as it will be read: tuples become lists, and numbers that are keys become words
+    header = json.loads(json.dumps(header))
+    header["crc32"] = _checksum(tensors, header)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()  # with the user's own permissions: safetensors would make it private

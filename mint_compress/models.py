@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mint_compress import fingerprints
 from mint_compress.architectures import (
-    SAFE_ARGUMENTS,
     TIERS,
     accepts_classes,
     build,
@@ -21,6 +20,7 @@ from mint_compress.architectures import (
     outline,
     permitted,
     resolve,
+    safe_argument,
     shapes_of,
     with_tier,
 )
@@ -32,13 +32,18 @@ from mint_compress.checkpoints import (
     read_checkpoint,
     remember_builder,
 )
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, first_line
+from mint_compress.pickles import shown
 from mint_compress.shapes import set_shapes_, set_tensors_
-from mint_compress.unpickling import DAMAGED
+from mint_compress.unpickling import DAMAGED, damaged
 
 __all__ = ["Builder", "LoadedModel", "builder_of", "input_shape_of", "load", "load_model", "remember_builder"]
 
 Shapes = dict[str, tuple[int, ...]]
+
+# torchvision sets an attribute of these that no state_dict tells: whether ImageNet's mean and standard
+# deviation are turned into those of the weights that Google trained
+TRANSFORMS_INPUT = ("torchvision:googlenet", "torchvision:inception_v3")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,12 @@ def load_model(
         notes += (f"architecture from the file: {builder.name if builder else 'unnamed'}",)
     elif checkpoint.module is not None:
         module = checkpoint.module
-        builder = _recognised(module)
+        try:
+            builder = _recognised(module.eval())
+        except DAMAGED as error:
+            # the attributes of an unpickled module are whatever the file says
+            what = f"a {type(module).__name__} that does not work ({shown(first_line(error))})"
+            raise damaged(file, what) from None
         shape = fingerprints.input_shape(builder.name) if builder else None
         notes += (f"the file holds the whole model, a {type(module).__name__}",)
         if arch is not None:
@@ -103,6 +113,11 @@ def load_model(
         module, builder, how = _filled(checkpoint.tensors, checkpoint.arch, arch, file)
         shape = fingerprints.input_shape(builder.name)
         notes += (f"architecture {builder.name}, {how}",)
+        if builder.name in TRANSFORMS_INPUT:
+            notes += (
+                "built with transform_input=False, but torchvision's own weights need True: "
+                "for those give --arch package.module:callable, a function of yours that sets it",
+            )
     remember_builder(module, builder, shape)
     return LoadedModel(module.eval(), builder, shape, plan, notes)
 
@@ -152,13 +167,19 @@ def _rebuilt(
     saved = _saved_builder(header, path)
     if maker is None:
         maker = _usable(saved, path, trust)
+        classes = maker.kwargs.get("num_classes")
+        # a head is not pruned; memory for one of a million classes is not to be had for nothing
+        if classes and not any(classes in t.shape for t in (checkpoint.tensors or {}).values()):
+            raise MintError(
+                f"{path} is said to have {shown(classes)} classes and has no tensor of that size."
+            )
     module = build(maker) if isinstance(maker, Builder) else maker()
     try:
         set_shapes_(module, header["shapes"])
         set_tensors_(module, checkpoint.tensors or {}, header.get("ties") or {})
         shape = header.get("input_shape")
-        if shape is not None and not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"input shape {shape}")
+        if shape is not None and not all(isinstance(n, int) and 0 < n < 2**31 for n in shape):
+            raise ValueError(f"input shape {shown(shape)}")
         remember_builder(module, maker if isinstance(maker, Builder) else saved, shape)
     except MintError as error:
         raise MintError(f"{path} does not fit {getattr(maker, 'name', 'the builder')}. {error}") from None
@@ -184,22 +205,22 @@ def _usable(saved: Builder | None, path: Path, trust: tuple[str, ...]) -> Builde
             f"{path} does not say which builder made it. Give --arch package.module:callable, "
             "or load(path, builder=callable)."
         )
-    module = saved.name.partition(":")[0]
+    module, name = saved.name.partition(":")[0], shown(saved.name)
+    refused = sorted(key for key, value in saved.kwargs.items() if not safe_argument(key, value))
+    if refused and module in TIERS:
+        raise MintError(
+            f"{path} calls {name} with {shown(refused[0])!r}: {shown(saved.kwargs[refused[0]])}, which a "
+            "file may not decide. Give load(path, builder=callable) or --arch package.module:callable."
+        )
     if module in TIERS and not is_known(saved.name):
         raise MintError(
-            f"{path} names the builder {saved.name}, which is not installed. Install or update {module}: "
+            f"{path} names the builder {name}, which is not installed. Install or update {module}: "
             f"pip install -U {module}"
         )
     if not permitted(saved.name, trust):
         raise MintError(
-            f"{path} names the builder {saved.name}, which is not in the zoo, torchvision or timm. "
-            f"Only if you made this file: --trust {module} (it runs that module's code), or give --arch."
-        )
-    refused = sorted(set(saved.kwargs) - set(SAFE_ARGUMENTS))
-    if refused and module in TIERS:
-        raise MintError(
-            f"{path} calls {saved.name} with {refused[0]!r}, which a file may not decide. "
-            "Give load(path, builder=callable) or --arch package.module:callable."
+            f"{path} names the builder {name}, which is not in the zoo, torchvision or timm. Only if you "
+            f"made this file: --trust {shown(module)} (it runs that module's code), or give --arch."
         )
     return saved
 
@@ -307,7 +328,7 @@ def _difference(own: Shapes, shapes: Shapes) -> str | None:
     unknown = [k for k in shapes if k not in own]
     if missing or unknown:
         lacks = f"the file lacks its key {missing[0]!r}" if missing else ""
-        has = f"the file has a key {unknown[0]!r} that it does not know" if unknown else ""
+        has = f"the file has a key {shown(unknown[0])!r} that it does not know" if unknown else ""
         return " and ".join(filter(None, (lacks, has)))
     for key, shape in own.items():
         if key in shapes and shapes[key] != shape:
@@ -324,8 +345,23 @@ def _recognised(module: nn.Module) -> Builder | None:
         builder, difference = _fitted(name, shapes)
         if difference:
             continue
-        made = build(builder)
-        # same keys and other strides or activations: the printed form shows those
-        if type(made) is type(module) and repr(made) == repr(module):
+        if name in TRANSFORMS_INPUT and getattr(module, "transform_input", False) is True:
+            builder.kwargs["transform_input"] = True
+        if _alike(build(builder), module):
             return builder
     return None
+
+
+def _alike(made: nn.Module, module: nn.Module) -> bool:
+    """Whether two modules of the same keys also have the same layers, strides, modes, activations."""
+    # the printed form shows most settings, the plain attributes show the others
+    return repr(made) == repr(module) and all(
+        type(one) is type(other) and _settings(one) == _settings(other)
+        for one, other in zip(made.modules(), module.modules(), strict=True)
+    )
+
+
+def _settings(layer: nn.Module) -> dict[str, Any]:
+    noted = ("training", "mint_builder", "mint_input_shape")
+    plain = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple)}
+    return {k: repr(v) for k, v in plain.items() if k not in noted}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mint_compress.counting import CONVOLUTIONS
 from mint_compress.errors import MintError
+from mint_compress.pickles import shown
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -67,20 +68,23 @@ def set_shapes_(model: nn.Module, spec: Mapping[str, Mapping[str, Any]]) -> None
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, sizes in spec.items():
         if name not in modules:
-            raise MintError(f"The file was saved from another architecture: it has a layer {name!r}.")
+            raise MintError(f"The file was saved from another architecture: it has a layer {shown(name)!r}.")
         module = modules[name]
         allowed = size_attributes(module)
         for attribute, value in sizes.items():
             # the spec is read from a file: only sizes may be set through it
             if attribute not in allowed or not _is_size(value):
-                raise MintError(f"The file sets {name}.{attribute} to {value!r}, which is not a size of it.")
+                what = f"{name}.{shown(attribute)} to {shown(repr(value))}"
+                raise MintError(f"The file sets {what}, which is not a size of it.")
             setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
 
 
 def _is_size(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(v, int) for v in value)
-    return value is None or isinstance(value, int | float)
+        return bool(value) and all(isinstance(v, int) and _is_size(v) for v in value)
+    if isinstance(value, bool):
+        return False
+    return value is None or (isinstance(value, int | float) and 0 < value < 2**31)
 
 
 def set_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> None:
@@ -99,21 +103,25 @@ def set_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[
     Raises
     ------
     MintError
-        A key is missing or unknown.
+        A key is missing or unknown, or a tensor is of another kind than the one that it replaces:
+        whole numbers for fractions, more or fewer dimensions, another kernel size.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     # held here to the end, so that no new tensor can be given the id of an old one
     own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     unknown = [k for k in (*tensors, *ties, *ties.values()) if k not in own]
     if unknown:
-        raise MintError(f"The file was saved from another architecture: it has a tensor {unknown[0]!r}.")
+        raise MintError(
+            f"The file was saved from another architecture: it has a tensor {shown(unknown[0])!r}."
+        )
     new: dict[int, Tensor] = {}
     placed: dict[str, Tensor] = {}
     for key, old in own.items():
         if key in ties:
             continue
         if key in tensors:
-            placed[key] = new.setdefault(id(old), _like(old, tensors[key]))
+            kernel = isinstance(modules[key.rpartition(".")[0]], CONVOLUTIONS)
+            placed[key] = new.setdefault(id(old), _like(old, tensors[key], key, kernel=kernel))
             _put(modules, key, placed[key])
         elif not key.endswith("num_batches_tracked"):
             raise MintError(f"The file has no tensor {key!r}, which the architecture needs.")
@@ -123,7 +131,17 @@ def set_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[
         _put(modules, key, placed[other])
 
 
-def _like(old: Tensor, tensor: Tensor) -> Tensor:
+def _like(old: Tensor, tensor: Tensor, key: str, *, kernel: bool) -> Tensor:
+    if key.endswith("num_batches_tracked"):
+        # some averaging code makes fractions of it
+        tensor = tensor.to(old.dtype)
+    if old.is_floating_point() != tensor.is_floating_point():
+        kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, old)]
+        raise MintError(f"{key!r} holds {kinds[0]} numbers in the file and {kinds[1]} in the architecture.")
+    # pruning makes channels fewer, which are the first two dimensions of a kernel
+    if old.ndim != tensor.ndim or (kernel and old.shape[2:] != tensor.shape[2:]):
+        shapes = [tuple(t.shape) for t in (tensor, old)]
+        raise MintError(f"{key!r} is {shapes[0]} in the file and {shapes[1]} in the unpruned architecture.")
     if isinstance(old, nn.Parameter):
         return nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     return tensor

@@ -1,12 +1,15 @@
 """What ``torch.save`` wrote, read without running what is in it.
 
 A file may come from anywhere. It is checked from the outside first (regular file, kind, checksums),
-then read by PyTorch's weights-only unpickler with layer classes, and nothing else, on its allow-list.
+then its pickle is followed step by step without doing any of them: what would be called, and how much
+memory would be declared, is known before PyTorch's weights-only unpickler does it with layer classes
+on its allow-list.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import pickle
@@ -20,24 +23,35 @@ import zlib
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import EnumType
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, first_line
+from mint_compress.pickles import (
+    ACTIVATIONS,
+    ENUMERATIONS,
+    INERT,
+    MOST_STEPS,
+    PARTIAL,
+    CallsError,
+    LayerPartial,
+    Recipe,
+    shown,
+)
 
 log = logging.getLogger(__name__)
 
-LAYER_PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops", "timm", "mint_compress.zoo")
-
-# training scripts leave these beside the weights; they are read as empty objects, never built
-INERT = (
-    "argparse.Namespace",
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
+LAYER_PACKAGES = (
+    "torch.nn",
+    "torchvision.models",
+    "torchvision.ops",
+    "timm.layers",
+    "timm.models",
+    "mint_compress.zoo",
 )
 
 # what reading a broken file was seen to raise; any of them means: damaged
@@ -113,12 +127,11 @@ def unpickle(path: Path, *, trust: Iterable[str] = ()) -> Any:
     anything else that is not plain data is refused with a MintError.
     """
     allowed: list[Any] = [(_Inert, name) for name in INERT]
-    archive = file_kind(path) == "zip"
-    if archive:
-        _check_archive(path)
+    sizes = _check_archive(path) if file_kind(path) == "zip" else None
     with path.open("rb") as stream:
-        if archive:
-            allowed += _layer_classes(stream, path, tuple(trust))
+        if sizes is not None:
+            allowed += _needed(stream, path, tuple(trust))
+        _follow(stream, path, {name for _, name in allowed}, sizes)
         try:
             with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
                 # about pickle protocols: what cannot be read raises anyway
@@ -127,23 +140,58 @@ def unpickle(path: Path, *, trust: Iterable[str] = ()) -> Any:
         except DAMAGED as error:
             # torch's own message advises weights_only=False
             log.debug("%s: %s", path, error)
-            message = str(error)
-    wanted = re.search(r"GLOBAL ([\w.]+)", message)
-    if wanted and not archive:
-        raise MintError(
-            f"{path} asks for {wanted.group(1)}, but the format from before PyTorch 1.6 is read for plain "
-            f"tensors only. Where the file was made, save the weights alone, {SAVE_WEIGHTS}, and give --arch."
-        )
-    if not archive and "persistent_load" in message:
-        raise MintError(
-            f"{path} is a whole model in the format from before PyTorch 1.6, which cannot be read "
-            f"safely. Load it where it was made and save the weights: {SAVE_WEIGHTS}"
-        )
-    raise damaged(path)
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    raise _wants_call(path, named.group(1), archive=sizes is not None) if named else damaged(path)
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse archives that are no weights, that unpack to more than they are, or that fail their CRC."""
+def _follow(stream: BinaryIO, path: Path, allowed: set[str], sizes: dict[str, int] | None) -> None:
+    """Refuse a file whose pickles would call anything, or declare more memory than the file has."""
+    recipe = Recipe(allowed)
+    try:
+        _take_steps(recipe, stream, path, sizes)
+    except CallsError as error:
+        raise _wants_call(path, str(error), archive=sizes is not None) from None
+    except DAMAGED as error:
+        log.debug("%s: %s", path, error)
+        raise damaged(path) from None
+    stream.seek(0)
+
+
+def _take_steps(recipe: Recipe, stream: BinaryIO, path: Path, sizes: dict[str, int] | None) -> None:
+    with warnings.catch_warnings():
+        # pickletools decodes what it then refuses, and Python warns of its escapes
+        warnings.simplefilter("ignore")
+        if sizes is not None:
+            # by the reader that torch.load uses, so that both see the same record
+            stream.seek(0)
+            steps = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
+            recipe.require(len(steps) <= MOST_STEPS)
+            recipe.follow(io.BytesIO(steps))
+            recipe.require(all(n <= sizes.get(f"data/{k}", 0) for k, n in recipe.storages.items()))
+        else:
+            # magic number, version, the writer's machine, the weights, the names of their storages
+            for _ in range(5):
+                recipe.follow(stream)
+            recipe.require(sum(recipe.storages.values()) <= path.stat().st_size)
+
+
+def _wants_call(path: Path, name: str, *, archive: bool) -> MintError:
+    name = shown(name)
+    if archive:
+        return MintError(
+            f"{path} asks to run {name}, so it was not read. If it is your own file, save the weights "
+            f"alone, {SAVE_WEIGHTS}, and give --arch."
+        )
+    return MintError(
+        f"{path} asks for {name}, but the format from before PyTorch 1.6 is read for plain tensors "
+        f"only. Where the file was made, save the weights alone, {SAVE_WEIGHTS}, and give --arch."
+    )
+
+
+def _check_archive(path: Path) -> dict[str, int]:
+    """Member -> bytes; refuses archives that are no weights, that are more than their size, that fail
+    their CRC, or that another reader could see in another way.
+    """
     remedy = f"Load it where it was made and save the weights: {SAVE_WEIGHTS}"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -164,53 +212,79 @@ def _check_archive(path: Path) -> None:
                 raise MintError(f"{path} is a compressed archive, which torch.save never writes. {remedy}")
             if sum(m.file_size for m in members) > path.stat().st_size:
                 raise damaged(path, "an archive that unpacks to more than its size")
+            if _ambiguous(archive):
+                raise damaged(path, "an archive that torch.save did not write: of two, or of several folders")
             flipped = archive.testzip()
     except DAMAGED as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
     if flipped is not None:
         raise damaged(path, f"damaged (the checksum of {flipped!r} is wrong)")
+    return {m.filename.partition("/")[2]: m.file_size for m in members}
 
 
-def _layer_classes(stream: BinaryIO, path: Path, trust: tuple[str, ...]) -> list[tuple[type, str]]:
-    """The classes a pickle names, when every one of them is a layer that may be built."""
+def _ambiguous(archive: zipfile.ZipFile) -> bool:
+    """Whether names are double, lead elsewhere, or the archive begins in the middle of its file."""
+    members = archive.infolist()
+    names = [m.filename.casefold() for m in members]
+    folders = {name.partition("/")[0] for name in names}
+    return (
+        len(set(names)) < len(names)
+        or len(folders) > 1
+        or any(".." in n.split("/") or n.startswith("/") or "\\" in n for n in names)
+        or any(m.orig_filename != m.filename for m in members)
+        or min(m.header_offset for m in members) > 0
+    )
+
+
+def _needed(stream: BinaryIO, path: Path, trust: tuple[str, ...]) -> list[tuple[Any, str]]:
+    """What a pickle names beyond plain tensors, with its name, when every bit of it may be had."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)  # type: ignore[arg-type]
-        stream.seek(0)
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(stream)) - set(INERT)  # type: ignore[arg-type]
     except DAMAGED as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
-    wanted = [name.rpartition(".") for name in sorted(set(names) - set(INERT))]
     packages = (*LAYER_PACKAGES, *trust)
+    known = {PARTIAL, *ACTIVATIONS, *ENUMERATIONS}
     # before anything is imported for the sake of the file
-    for module, _, leaf in wanted:
+    for name in sorted(names - known):
+        module, _, leaf = name.rpartition(".")
         if not inside(module, packages):
             raise _wants_code(path, module, leaf)
-    classes = []
-    for module, _, leaf in wanted:
-        try:
-            with searching_here(inside(module, trust)):
-                found = getattr(importlib.import_module(module), leaf, None)
-        except (ImportError, *DAMAGED) as error:
-            raise MintError(f"{path} needs {module}.{leaf}: {error}. Install what defines it.") from None
-        # a name can be re-exported from elsewhere: what counts is where the class is defined
-        if (
-            not isinstance(found, type)
-            or not issubclass(found, nn.Module)
-            or not inside(found.__module__, packages)
-        ):
-            raise MintError(
-                f"{path} needs {module}.{leaf}, which is not a layer (a class derived from torch.nn.Module), "
-                f"so it was not read. Save the weights alone, {SAVE_WEIGHTS}, and give --arch."
-            )
-        classes.append((found, f"{module}.{leaf}"))
-    return classes
+    return [(_found(name, path, packages, trust), name) for name in sorted(names)]
+
+
+def _found(name: str, path: Path, packages: tuple[str, ...], trust: tuple[str, ...]) -> Any:
+    if name == PARTIAL:
+        return LayerPartial
+    module, _, leaf = name.rpartition(".")
+    try:
+        with searching_here(inside(module, trust)):
+            found = getattr(importlib.import_module(module), leaf, None)
+    except (ImportError, *DAMAGED) as error:
+        raise MintError(
+            f"{path} needs {shown(name)}: {first_line(error)}. Install what defines it."
+        ) from None
+    if name in ACTIVATIONS or (name in ENUMERATIONS and isinstance(found, EnumType)):
+        return found
+    # a name can be re-exported from elsewhere: what counts is where the class is defined
+    if (
+        not isinstance(found, type)
+        or not issubclass(found, nn.Module)
+        # these are made of source code or of a program
+        or issubclass(found, torch.fx.GraphModule | torch.jit.ScriptModule)
+        or not inside(found.__module__, packages)
+    ):
+        raise MintError(
+            f"{path} needs {shown(name)}, which is not a layer (a class derived from torch.nn.Module), "
+            f"so it was not read. Save the weights alone, {SAVE_WEIGHTS}, and give --arch."
+        )
+    return found
 
 
 def _wants_code(path: Path, module: str, leaf: str) -> MintError:
-    # pickles of protocol 2 carry Python 2's names of the standard library
-    module = IMPORT_MAPPING.get(module, module)
-    name = f"{module}.{leaf}"
+    module = shown(IMPORT_MAPPING.get(module, module))
+    name = shown(f"{module}.{leaf}")
     alone = f"save the weights alone, {SAVE_WEIGHTS}, and give --arch"
     if module.split(".")[0] in {*sys.stdlib_module_names, "torch"}:
         return MintError(f"{path} asks to run {name}, so it was not read. If it is your own file, {alone}.")

@@ -18,14 +18,25 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 
 # Data goes from top to bottom: a file imports only what stands before it.
 ORDER = [
-    *("errors", "options", "arguments", "counting", "outputs", "devices", "zoo"),
-    *("shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
+    *("errors", "files", "options", "arguments", "counting", "outputs", "devices", "zoo"),
+    *("pickles", "shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
     *("datasets", "splitting", "loaders", "arrays", "data"),
-    *("channels", "slicing", "patches", "proving", "groups"),
+    *(
+        "channels",
+        "slicing",
+        "patches",
+        "labels",
+        "operations",
+        "tracing",
+        "twins",
+        "proving",
+        "removal",
+        "groups",
+    ),
     *("calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "finetuning"),
-    *("exporting", "parity", "verification", "benchmarking", "reporting"),
-    *("shipping", "importance", "compression", "cli"),
+    *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
+    *("shipping", "importance", "compression", "sweeping", "cli"),
 ]
 
 FILES = sorted([*PACKAGE.rglob("*.py"), *EXPORTERS.rglob("*.py")])
@@ -170,7 +181,7 @@ def test_only_the_command_writes_to_the_terminal() -> None:
             assert not names & {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, path.name
         assert "print" not in names, path.name
     assert importers("click") == {"mint_compress.cli", "mint_compress.arguments"}
-    assert importers("rich") <= {"mint_compress.cli", "mint_compress.reporting"}
+    assert importers("rich") <= {f"mint_compress.{one}" for one in ("cli", "reporting", "inspecting")}
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_a_saved_file_holds_what_was_saved(tmp_path):
     header = checkpoint.header
     assert header.pop("crc32") > 0
     assert header == {
-        "format": 1,
+        "format": 2,
         "builder": {"name": "zoo:mlp", "kwargs": {"num_classes": 5}},
         "input_shape": [3, 6, 6],
         "shapes": {
@@ -177,13 +177,14 @@ def test_a_flipped_byte_of_a_saved_file(tmp_path):
     whole = bytearray((tmp_path / "a.safetensors").read_bytes())
     whole[-3] ^= 1
     (tmp_path / "a.safetensors").write_bytes(whole)
-    refuse(tmp_path / "a.safetensors", "checksum of its tensors is wrong")
+    refuse(tmp_path / "a.safetensors", "checksum of its tensors and header is wrong")
 
 
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        ({"format": 2}, "format 2, and this version reads up to 1. Update"),
+        ({"format": 3}, "format 3, and this version reads up to 2. Update"),
+        ({"format": 0}, "without a valid mint_compress header"),
         ({"format": "x"}, "without a valid mint_compress header"),
         ([], "without a valid mint_compress header"),
         ({"format": 1}, "checksum"),

@@ -9,9 +9,9 @@ from surgery import difference, own, randomise
 from torch import nn
 
 from mint_compress.architectures import WithoutRandomInit, outline, resolve
-from mint_compress.checkpoints import Builder
+from mint_compress.checkpoints import Builder, save
 from mint_compress.errors import MintError
-from mint_compress.models import builder_of, input_shape_of, load_model
+from mint_compress.models import builder_of, input_shape_of, load, load_model
 from mint_compress.zoo import BUILDERS
 
 
@@ -247,6 +247,51 @@ def test_a_whole_module_that_was_changed_is_not_taken_for_its_builder(tmp_path):
     loaded = load_model(tmp_path / "a.pt")
     assert loaded.builder is None
     assert loaded.input_shape is None
+
+
+def test_attributes_that_are_not_printed_count_as_well(tmp_path):
+    model = BUILDERS["resnet20_cifar"]()
+    torch.save(model, tmp_path / "a.pt")
+    assert load_model(tmp_path / "a.pt").builder == Builder("zoo:resnet20_cifar")
+    model.layer2[0].stride = 3
+    torch.save(model, tmp_path / "a.pt")
+    assert load_model(tmp_path / "a.pt").builder is None
+
+
+def test_transform_input_is_kept_or_asked_for(tmp_path):
+    from torchvision import models
+
+    with WithoutRandomInit():
+        model = models.googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+    for tensor in model.state_dict().values():
+        tensor.fill_(0)
+    torch.save(model, tmp_path / "a.pt")
+    loaded = load_model(tmp_path / "a.pt")
+    assert loaded.builder.kwargs == {"aux_logits": False, "transform_input": True}
+    save(loaded.module, tmp_path / "b.safetensors")
+    assert load(tmp_path / "b.safetensors").transform_input is True
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    loaded = load_model(tmp_path / "c.pt")
+    assert loaded.module.transform_input is False
+    assert "torchvision's own weights need True" in loaded.notes[-1]
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.bool])
+def test_whole_numbers_for_weights(tmp_path, change):
+    state = BUILDERS["mlp"]().state_dict()
+    state["layers.4.weight"] = change(state["layers.4.weight"])
+    torch.save(state, tmp_path / "a.pt")
+    kind = str(state["layers.4.weight"].dtype)[6:]
+    with pytest.raises(MintError, match=f"'layers.4.weight' holds {kind} numbers in the file and float32"):
+        load_model(tmp_path / "a.pt")
+
+
+def test_averaged_batch_counters(tmp_path):
+    state = BUILDERS["resnet20_cifar"]().state_dict()
+    state["bn1.num_batches_tracked"] = torch.tensor(7.0)
+    torch.save(state, tmp_path / "a.pt")
+    counter = load_model(tmp_path / "a.pt").module.bn1.num_batches_tracked
+    assert (counter.item(), counter.dtype) == (7, torch.int64)
 
 
 def test_building_leaves_the_global_generator_alone(tmp_path, monkeypatch):

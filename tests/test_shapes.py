@@ -1,13 +1,15 @@
 """Pruned networks saved and loaded again: the same to the last bit, whatever was pruned."""
 
-import json
 import os
 
+import hostile
 import pytest
 import torch
+from hostile import rewrite
 from surgery import difference, own, prune_block, randomise
 from torch import nn
 
+from mint_compress import checkpoints
 from mint_compress.architectures import WithoutRandomInit
 from mint_compress.checkpoints import Builder, save
 from mint_compress.errors import MintError
@@ -194,11 +196,21 @@ def test_builders_outside_the_known_ones_need_trust(tmp_path, monkeypatch):
         ({"builder": {"name": "os:system", "kwargs": {"command": "touch canary"}}}, "--trust os"),
         ({"builder": {"name": "timm:hf-hub:a/b", "kwargs": {}}}, "timm:hf-hub:a/b, which is not installed"),
         ({"builder": {"name": "torchvision:resnet18", "kwargs": {"weights": "DEFAULT"}}}, "'weights'"),
-        ({"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": "x"}}}, "zoo:mlp cannot be built"),
-        ({"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": 10**18}}}, "zoo:mlp cannot be built"),
+        (
+            {"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": "x"}}},
+            "'num_classes': x, which a file",
+        ),
+        ({"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": 10**18}}}, "'num_classes': 10"),
+        ({"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": 10**6}}}, "said to have 1000000 classes"),
+        ({"builder": {"name": "zoo:mlp", "kwargs": {"hidden": [1] * 10**5}}}, "'hidden': .*which a file may"),
+        ({"builder": {"name": "zoo:mlp", "kwargs": {"hidden": "abc"}}}, "'hidden': abc, which a file may"),
+        ({"builder": {"name": "zoo:mlp", "kwargs": {"hidden": [4, 4]}}}, "no tensor 'layers.4"),
         ({"builder": "zoo:mlp"}, "without a valid builder"),
         ({"shapes": {"layers.0": {"forward": 3}}}, "layers.0.forward to 3, which is not a size"),
         ({"shapes": {"layers.0": {"in_features": "x"}}}, "in_features to 'x', which is not a size"),
+        ({"shapes": {"layers.0": {"in_features": -3}}}, "in_features to -3, which is not a size"),
+        ({"shapes": {"layers.0": {"in_features": float("nan")}}}, "in_features to nan, which is not a size"),
+        ({"shapes": {"layers.0": {"in_features": True}}}, "in_features to True, which is not a size"),
         ({"shapes": {"layer": {}}}, "has a layer 'layer'"),
         ({"shapes": 3}, "header that cannot be used"),
         ({"ties": {"layers.0.bias": "layers.0.bias"}}, "no tensor 'layers.0.bias'"),
@@ -207,18 +219,53 @@ def test_builders_outside_the_known_ones_need_trust(tmp_path, monkeypatch):
     ],
 )
 def test_headers_are_not_trusted(tmp_path, monkeypatch, change, match):
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     monkeypatch.chdir(tmp_path)
     model = BUILDERS["mlp"](hidden=(3,))
     remember_builder(model, Builder("zoo:mlp", {"hidden": [3]}), (1, 28, 28))
     save(model, "a.safetensors")
     assert torch.equal(load("a.safetensors").layers[0].weight, model.layers[0].weight)
-    with safe_open("a.safetensors", "pt") as file:
-        header = json.loads(file.metadata()["mint_compress"])
-    save_file(model.state_dict(), "b.safetensors", {"mint_compress": json.dumps({**header, **change})})
+    rewrite("a.safetensors", "b.safetensors", change)
     for read in (load, load_model):
         with pytest.raises(MintError, match=match):
             read("b.safetensors")
     assert not os.path.exists("canary")
+
+
+def test_a_file_of_format_1_is_read(tmp_path):
+    hostile.own(tmp_path / "a.safetensors")
+    tensors = load(tmp_path / "a.safetensors").state_dict()
+    old = {"format": 1, "crc32": checkpoints._checksum(tensors)}
+    rewrite(tmp_path / "a.safetensors", tmp_path / "b.safetensors", old)
+    again = load(tmp_path / "b.safetensors").state_dict()
+    assert all(torch.equal(t, again[k]) for k, t in tensors.items())
+    # the other checksum under the old number: how a flipped format would look
+    rewrite(tmp_path / "a.safetensors", tmp_path / "c.safetensors", {"format": 1})
+    with pytest.raises(MintError, match="checksum"):
+        load(tmp_path / "c.safetensors")
+
+
+def test_every_flipped_bit_of_a_header_is_noticed_or_harmless(tmp_path):
+    content = hostile.own(tmp_path / "a.safetensors").read_bytes()
+    model = load(tmp_path / "a.safetensors")
+    header = 8 + int.from_bytes(content[:8], "little")
+    refused = 0
+    for at in range(8, header, 3):
+        (tmp_path / "b.safetensors").write_bytes(hostile.flipped(content, at, 1 << at % 8))
+        try:
+            again = load(tmp_path / "b.safetensors")
+        except MintError:
+            refused += 1
+            continue
+        assert repr(again) == repr(model)
+        assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
+    # blanks pad the header: one may become a tab
+    assert refused > 0.9 * len(range(8, header, 3))
+
+
+def test_other_kernels_and_dimensions_are_another_architecture(tmp_path):
+    save(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "a.safetensors")
+    narrow = lambda: nn.Sequential(nn.Conv2d(3, 8, 5))
+    with pytest.raises(MintError, match=r"'0.weight' is \(4, 3, 3, 3\) in the file and \(8, 3, 5, 5\)"):
+        load(tmp_path / "a.safetensors", builder=narrow)
+    with pytest.raises(MintError, match=r"'0.weight' is \(4, 3, 3, 3\) in the file and \(8, 3, 5\)"):
+        load(tmp_path / "a.safetensors", builder=lambda: nn.Sequential(nn.Conv1d(3, 8, 5)))

@@ -9,6 +9,7 @@ import textwrap
 import zipfile
 from collections import OrderedDict
 
+import hostile as files
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,51 @@ def test_a_stride_trick_inside_a_module(tmp_path):
 def test_unusual_tensors(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "a.pt")
     refuse(tmp_path / "a.pt", "'a' is a sparse, quantised, empty or wrapped tensor")
+
+
+def test_layers_made_of_source_code_are_no_layers(tmp_path):
+    graph = files.Named("torchvision.models.feature_extraction", "DualGraphModule")
+    (tmp_path / "a.pt").write_bytes(files.archive(files.steps(graph, b")\x81")))
+    refuse(tmp_path / "a.pt", "DualGraphModule, which is not a layer")
+
+
+def vit():
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(16, 8, 2, 2, 8, 16, num_classes=3)
+
+
+def convnext():
+    from torchvision.models import ConvNeXt
+    from torchvision.models.convnext import CNBlockConfig
+
+    return ConvNeXt([CNBlockConfig(8, None, 2)], num_classes=3)
+
+
+def mixer():
+    mlp_mixer = pytest.importorskip("timm.models.mlp_mixer")
+    return mlp_mixer.MlpMixer(num_classes=3, img_size=16, patch_size=8, num_blocks=1, embed_dim=8)
+
+
+def timm_vit():
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
+    return vision_transformer.VisionTransformer(16, 8, num_classes=3, embed_dim=8, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize("make", [vit, convnext, mixer, timm_vit])
+def test_whole_modules_of_timm_and_torchvision(tmp_path, make):
+    model = make()
+    model.eval()
+    torch.save(model, tmp_path / "a.pt")
+    module = read_checkpoint(tmp_path / "a.pt").module
+    assert repr(module) == repr(model)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(module(x), model(x))
+    # what was read can be written again, and read by anybody
+    torch.save(module, tmp_path / "b.pt")
+    again = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert type(getattr(again, "norm_layer", None)) is type(getattr(model, "norm_layer", None))
 
 
 OWN = """

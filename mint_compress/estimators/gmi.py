@@ -1,19 +1,31 @@
-"""Geometric mutual information: the Friedman-Rafsky statistic on an exact minimum spanning tree.
+"""Geometric mutual information: how well a graph of near points mixes two samples.
 
 Half of the points are real pairs (child, parent), the other half have the parent of another row. The
-fewer edges of their common spanning tree join the two halves, the further the joint distribution is
-from the product of its margins: 1 - R (m + k) / (2 m k) estimates the Henze-Penrose divergence of
-the two, which lies in [0, 1). It is a quantity of its own, not Shannon's; 0 means independent.
+fewer edges of a graph of near points join the two halves, the further the joint distribution is from
+the product of its margins. With R of E edges joining m points to k others, N in all,
+
+    1 - R / E * N (N - 1) / (2 m k)
+
+is 0 on average when labels are exchangeable, whatever the graph, and tends to the Henze-Penrose
+divergence of the two samples, which lies in [0, 1). It is a quantity of its own, not Shannon's; 0
+means independent. The graph is the exact Euclidean minimum spanning tree (Friedman and Rafsky; then
+the formula is the paper's 1 - R N / (2 m k)) or that of every point's nearest neighbours (Schilling;
+Henze), whose k N edges give the count less variance.
 
 The quantity conditioned on other parents needs null points whose parent is redrawn *given* the rest.
 The paper takes the parent of the nearest donor in the space of the conditioning variables ("raw").
 That has no signal beyond a few conditioning dimensions: they swamp every distance, the ones to the
-donors and those in the tree. With few, it is too high where there is no link: one donor serves
+donors and those in the graph. With few, it is too high where there is no link: one donor serves
 several null points, and these copies lie close together. Regressing the other parents out first
 ("residual") restores the signal, and is blind to a common cause that acts nonlinearly.
 
 References
 ----------
+J. H. Friedman, L. C. Rafsky, "Multivariate generalizations of the Wald-Wolfowitz and Smirnov
+two-sample tests", Annals of Statistics 7(4), 1979.
+M. F. Schilling, "Multivariate two-sample tests based on nearest neighbors", JASA 81, 1986.
+N. Henze, "A multivariate two-sample test based on the number of nearest neighbor type coincidences",
+Annals of Statistics 16(2), 1988.
 S. Yasaei Sekeh, A. O. Hero, "Geometric estimation of multivariate dependency", Entropy 21(8), 2019.
 M. R. Ganesh, J. J. Corso, S. Yasaei Sekeh, "MINT: Deep network compression via mutual
 information-based neuron trimming", ICPR 2020.
@@ -21,21 +33,24 @@ information-based neuron trimming", ICPR 2020.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
+from mint_compress.estimators.blocks import at_once
+from mint_compress.estimators.conditioning import CONDITIONINGS, Pool, pools
 from mint_compress.estimators.mst import cross_edges
+from mint_compress.estimators.neighbours import cross_neighbours
 from mint_compress.estimators.samples import Samples, check_samples, check_share
 
-CONDITIONINGS = ("residual", "raw", "none")
+GRAPHS = ("knn", "mst")
 
-Conditioned = tuple[Tensor, Tensor, Tensor]
-"""Child ``(n, C)``, own parent group ``(n, b)``, conditioning variables ``(n, z)``."""
+POINTS_AT_ONCE = 2**17
+"""In one block of pairs on a CPU: progress is told after each."""
 
 
 def gmi(
@@ -45,8 +60,11 @@ def gmi(
     child_groups: Tensor | None = None,
     parent_groups: Tensor | None = None,
     conditioning: str = "residual",
+    graph: str = "knn",
+    neighbours: int = 10,
     noise: float = 1e-2,
     ridge: float = 1e-3,
+    repeats: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -65,16 +83,23 @@ def gmi(
         estimator; thirds of the rows are real pairs, null pairs and donors of the null pairs'
         parents. Useful with a few conditioning columns only. ``residual``: they are regressed
         out of child and parent, linearly, and the standardised residuals are compared as with ``none``.
+    graph
+        ``knn``: directed edges from every point to its nearest neighbours. ``mst``: the exact
+        minimum spanning tree.
+    neighbours
+        Of each point, for ``knn``.
     noise
         Variance of the Gaussian observation noise added to every child, as a share of its own. A
         child that its parents determine would otherwise look equally dependent on each of them.
     ridge
         Of the regression, as a share of each column's variance. A residual with less than that
         share of the variance counts as explained: it is set to zero, not blown up.
+    repeats
+        Average over this many independent splits, permutations and noises.
     seed
-        Of the split, the permutation and the noise.
+        Of the splits, the permutations and the noises.
     progress
-        Called with ("gmi", pairs done, pairs in all).
+        Called with ("gmi", pairs done, pairs in all), each repeat counting its pairs.
 
     Returns
     -------
@@ -85,120 +110,74 @@ def gmi(
     Raises
     ------
     MintError
-        Unknown conditioning, samples as in :func:`check_samples`, too few rows.
+        Unknown conditioning or graph, samples as in :func:`check_samples`, too few rows.
     """
-    if conditioning not in CONDITIONINGS:
-        raise MintError(f"Unknown conditioning {conditioning!r}. Choose from: {', '.join(CONDITIONINGS)}.")
+    for what, value, known in (("conditioning", conditioning, CONDITIONINGS), ("graph", graph, GRAPHS)):
+        if value not in known:
+            raise MintError(f"Unknown {what} {value!r}. Choose from: {', '.join(known)}.")
+    for what, number in (("neighbours", neighbours), ("repeats", repeats)):
+        if not isinstance(number, int) or number < 1:
+            raise MintError(f"{what} must be a whole number, at least 1, not {number!r}.")
     check_share("noise", noise)
     check_share("ridge", ridge)
     samples = check_samples(children, parents, child_groups, parent_groups)
-    if samples.rows < 6:
-        raise MintError(f"{samples.rows} rows are too few for a spanning tree. Give 6 or more.")
+    degree = neighbours if graph == "knn" else 0
+    _check_rows(samples.rows, conditioning, degree)
     generator = torch.Generator().manual_seed(seed)
-    # one split for all pairs: they compare better
-    order = torch.randperm(samples.rows, generator=generator)
-    mix = torch.rand(samples.rows, generator=generator)
-    child = _with_noise(samples.children, noise, generator)
-    condition = (
-        _residual(samples, child, ridge)
-        if conditioning == "residual"
-        else _plain(samples, child, conditioning == "raw")
-    )
-    out = torch.zeros(len(samples.child_groups), len(samples.parent_groups), dtype=torch.float64)
-    for parent, columns in enumerate(samples.parent_groups):
-        if len(columns):
-            out[:, parent] = _against_one_parent(samples, condition(columns), order, mix)
+    device = samples.children.device
+    sides = samples.child_groups, samples.parent_groups
+    told, tellers = ([i for i, group in enumerate(side) if len(group)] for side in sides)
+    out = torch.zeros(len(sides[0]), len(sides[1]), dtype=torch.float64, device=device)
+    index, into = _padded(samples).to(device), torch.tensor(told, dtype=torch.int64, device=device)
+    tick = _ticker(progress, repeats * len(told) * len(tellers))
+    for _ in range(repeats if told and tellers else 0):
+        pool = pools(samples, conditioning, noise, ridge, generator)
+        for parent in tellers:
+            estimates = _against_one_parent(pool(sides[1][parent]), index, degree, tick)
+            out[into, parent] += estimates / repeats
+    return out
+
+
+def _check_rows(rows: int, conditioning: str, neighbours: int) -> None:
+    """Refuse samples whose pool would be no more than every point and its neighbours."""
+    pooled = 2 * (rows // 3) if conditioning == "raw" else rows
+    if pooled < max(6, neighbours + 2):
+        what = f"{neighbours} neighbours of each" if neighbours else "a spanning tree"
+        raise MintError(f"{rows} rows are too few for {what} (conditioning {conditioning!r}). Draw more.")
+
+
+def _ticker(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Count pairs as they come."""
+    done = 0
+
+    def tick(pairs: int) -> None:
+        nonlocal done
+        done += pairs
         if progress:
-            progress("gmi", out.shape[0] * (parent + 1), out.numel())
-    return out.to(children.device)
+            progress("gmi", done, total)
+
+    return tick
 
 
-def _with_noise(child: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(child.shape, generator=generator, dtype=child.dtype).to(child.device)
-    return child + drawn * math.sqrt(noise) * child.any(0)  # a constant child stays constant
+def _padded(samples: Samples) -> Tensor:
+    """``(Q, width)`` columns of every child group that has any; where it has fewer, one past the last."""
+    groups = [group.tolist() for group in samples.child_groups if len(group)]
+    width, beyond = max(map(len, groups), default=0), samples.children.shape[1]
+    return torch.tensor([group + [beyond] * (width - len(group)) for group in groups], dtype=torch.int64)
 
 
-def _plain(samples: Samples, child: Tensor, given: bool) -> Callable[[Tensor], Conditioned]:
-    def condition(own: Tensor) -> Conditioned:
-        others = torch.ones(samples.parents.shape[1], dtype=torch.bool)
-        others[own] = False
-        if not given:
-            others[:] = False
-        return child, samples.parents[:, own], samples.parents[:, others.to(child.device)]
-
-    return condition
-
-
-def _residual(samples: Samples, child: Tensor, ridge: float) -> Callable[[Tensor], Conditioned]:
-    """Ridge residuals on all parents but one group, for every group from one inverse.
-
-    With K the inverse of the parents' covariance and W the regression of the child on all parents,
-    the group's own residual is Y K_p (K_pp)^-1, and the child's is its residual on all parents
-    plus that times W_p.
-    """
-    y, rows = samples.parents, samples.rows
-    if rows <= y.shape[1] + 1:
-        raise MintError(
-            f"{rows} rows are too few to regress {y.shape[1]} parent columns out. "
-            "Draw more samples per class, or use the estimator gaussian."
-        )
-    covariance = y.T @ y / rows
-    covariance.diagonal().add_(max(ridge, 1e-9))
-    factor = torch.linalg.cholesky(covariance)
-    precision = torch.cholesky_inverse(factor)
-    weight = torch.cholesky_solve(y.T @ child / rows, factor)
-    left = child - y @ weight
-
-    def condition(own: Tensor) -> Conditioned:
-        reach = y @ torch.linalg.solve(precision[own][:, own], precision[:, own], left=False)
-        nothing = y[:, :0]
-        return _rescaled(left + reach @ weight[own], ridge), _rescaled(reach, ridge), nothing
-
-    return condition
-
-
-def _rescaled(residual: Tensor, floor: float) -> Tensor:
-    variance = residual.square().mean(0)
-    explained = variance < max(floor, 1e-12)  # what the ridge leaves of it is no information
-    return (residual / variance.masked_fill(explained, 1).sqrt()).masked_fill(explained, 0)
-
-
-def _against_one_parent(samples: Samples, given: Conditioned, order: Tensor, mix: Tensor) -> Tensor:
-    """``(Q,)`` estimates for one parent group."""
-    child, own, others = given
-    device = child.device
-    rows, source, null = _pool(others, order.to(device), mix.to(device))
-    base = _squared_distances(torch.cat([own[source], others[rows]], 1))
-    width = max(1, *(len(g) for g in samples.child_groups))
-    points = child.new_zeros(len(samples.child_groups), len(rows), width)  # zeros add no distance
-    for at, columns in enumerate(samples.child_groups):
-        points[at, :, : len(columns)] = child[rows][:, columns.to(device)]
-    at_once = max(1, 2 ** (15 if device.type == "cpu" else 24) // len(rows))
-    crossing = torch.cat([cross_edges(base, some, null) for some in points.split(at_once)])
-    second = int(null.sum())
-    first = len(null) - second
-    estimates = 1 - crossing.double() * len(null) / (2 * first * second)
-    silent = torch.tensor([len(g) == 0 for g in samples.child_groups])
-    return estimates.cpu().masked_fill(silent, 0)
-
-
-def _pool(others: Tensor, order: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the pooled points, the row each takes its parent from, and which are null points."""
-    if others.shape[1]:
-        third = len(order) // 3
-        real, null, donors = order[:third], order[third : 2 * third], order[2 * third :]
-        redrawn = donors[torch.cdist(others[null], others[donors]).argmin(1)]
-    else:
-        half = len(order) // 2
-        real, null = order[:half], order[half:]
-        redrawn = null.roll(1)
-    rows, source = torch.cat([real, null]), torch.cat([real, redrawn])
-    label = torch.arange(len(rows), device=order.device) >= len(real)
-    # ties in the tree go by index: in an order that knows the labels they would bias the count
-    shuffle = mix[: len(rows)].argsort()
-    return rows[shuffle], source[shuffle], label[shuffle]
-
-
-def _squared_distances(points: Tensor) -> Tensor:
-    """Without the matrix product's cancellation, so that duplicate rows are exactly 0 apart."""
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+def _against_one_parent(pool: Pool, index: Tensor, neighbours: int, tick: Callable[[int], None]) -> Tensor:
+    """``(Q,)`` estimates for one parent group; 0 neighbours stand for the tree."""
+    nodes, device = len(pool.null), pool.null.device
+    count = partial(cross_neighbours, neighbours=neighbours) if neighbours else cross_edges
+    edges = nodes * neighbours if neighbours else nodes - 1
+    nothing = pool.child.new_zeros(nodes, 1)  # adds no distance
+    child = torch.cat([pool.child, nothing], 1).float()
+    most = max(1, POINTS_AT_ONCE // nodes) if device.type == "cpu" else None
+    counts = []
+    for some in index.split(at_once(nodes * (64 + 8 * index.shape[1]), device, most=most)):
+        counts.append(count(pool.base, child[:, some].movedim(1, 0), pool.null))
+        tick(len(some))
+    second = int(pool.null.sum())
+    mixed = 2 * (nodes - second) * second / (nodes * (nodes - 1))  # share of all pairs of points
+    return 1 - torch.cat(counts).double() / edges / mixed

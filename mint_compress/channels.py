@@ -35,6 +35,8 @@ class Member:
         The dimension that is cut, for a bare parameter.
     total
         All channels of the layer on that side.
+    in_training
+        Whether only training uses the layer, as an auxiliary head.
     """
 
     layer: str
@@ -45,6 +47,7 @@ class Member:
     channel_groups: int = 1
     dim: int = 0
     total: int = 0
+    in_training: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,12 @@ class ChannelGroup:
 
     @property
     def consumers(self) -> tuple[Member, ...]:
-        """The layers that read these channels, with the map from their inputs to the positions."""
-        return tuple(m for m in self.members if m.side == "in")
+        """The layers that read these channels, with the map from their inputs to the positions.
+
+        Without those that only training uses: they are cut with the others, but nothing can be
+        learned from them about what the network gives.
+        """
+        return tuple(m for m in self.members if m.side == "in" and not m.in_training)
 
     def left_alone(self, reason: str) -> ChannelGroup:
         """The same group, not prunable for ``reason``."""

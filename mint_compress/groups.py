@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,22 @@ from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, Progress, laye
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError, first_line
 from mint_compress.patches import in_channels, out_channels
-from mint_compress.proving import float64_twin, map_fault, reference_run, removable
+from mint_compress.proving import map_faults
+from mint_compress.removal import removable
+from mint_compress.tracing import HEAD, Trace
+from mint_compress.twins import TOLERANCE, Reference, change, float64_twin, reference_run, training_flags
+
+log = logging.getLogger(__name__)
+
+VISITS, LOOKUPS = 5_000, 100_000
+"""Steps through Torch-Pruning's graph, and through its search for widths, before it is given up."""
+
+STEPS = 3
+"""Of the analysis: following the channels, Torch-Pruning's graph, the trace."""
+
+
+class TooCostly(Exception):
+    """Torch-Pruning's search explodes."""
 
 
 def find_groups(
@@ -30,10 +46,16 @@ def find_groups(
     """Find all channel groups of a network and prove each map before it may be used.
 
     The groups come from Torch-Pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023). Its
-    index maps can be wrong without a sign, so every group is tested: its channels are permuted
-    consistently in all layers, in float64; a right map leaves the outputs as they were. Then its
-    first and its last position are taken out, which must do what ignoring them does. A group that
-    fails is returned with ``prunable=False`` and the reason.
+    index maps can be wrong without a sign. So every group is tested: its channels are permuted
+    consistently in all layers, in float64; a right map leaves the outputs as they were. Then some of
+    its first and last positions are taken out, which must do what ignoring them does. Where the
+    graph is not right as a whole or takes more than ``VISITS`` steps, and for networks of tokens,
+    whose windows and heads make its search explode, the groups are those that
+    :class:`mint_compress.tracing.Trace` finds, tested likewise. A group that fails is returned with
+    ``prunable=False`` and the reason.
+
+    Layers that only training uses (auxiliary heads) are part of the groups that they read, and are
+    tested with them, when the network's way through them can be taken without randomness.
 
     Parameters
     ----------
@@ -54,33 +76,107 @@ def find_groups(
     Raises
     ------
     MintError
-        A pattern that matches no layer, or a network that cannot be traced.
+        A pattern that matches no layer, or a network that cannot be run or traced.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     ignored = _matching(model, ignore)
     tell = progress or (lambda *_: None)
-    tell("analyse", 0, 1)
-    twin, twin_inputs = float64_twin(model, inputs)
-    graph, raw_groups = _trace(twin, twin_inputs)
-    names: dict[Any, str] = {m: n for n, m in twin.named_modules()}
-    names.update((p, n) for n, p in twin.named_parameters())
-    groups = [_channel_group(graph, raw, names) for raw in raw_groups]
-    reference = reference_run(twin, twin_inputs)
-    generator = torch.Generator().manual_seed(0)
-    tied = shared_parameters(twin)
-    found = []
-    for done, group in enumerate(groups):
-        tell("analyse", done, len(groups) + 1)  # the last step is the trial removal
-        reason = group.reason or _ignored(group, ignored) or _shared(group, tied)
-        reason = reason or map_fault(reference, group, generator)
-        found.append(group.left_alone(reason) if reason else group)
-    tell("analyse", len(groups), len(groups) + 1)
-    found = removable(reference, found)
-    tell("analyse", len(groups) + 1, len(groups) + 1)
+    tell("analyse", 0, STEPS)
+    reference, trace = _followed(model, inputs)
+    tell("analyse", 1, STEPS)
+    found = None
+    if not trace.beyond_graph:
+        found = _from_graph(reference, ignored, whole=trace.complete)
+    tell("analyse", 2, STEPS)
+    if found is None and trace.complete:
+        found = _proved(reference, _structural(trace.groups()), ignored)
+    if found is None:
+        raise MintError("The network is too costly to analyse as a whole; prune its parts one by one.")
+    tell("analyse", STEPS, STEPS)
     traced = {m.layer for g in found for m in g.members if m.side != "in"} | {g.name for g in found}
-    found += _untraced(twin, traced)
+    found += _untraced(reference.model, traced, trace.odd)
     network = _network(model, inputs, found)
     return [replace(group, network=network) for group in found]
+
+
+def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Trace]:
+    """A float64 twin, run; and what following its channels has shown."""
+    twin, inputs = float64_twin(model, inputs)
+    try:
+        reference = reference_run(twin, inputs)
+    except Exception as error:
+        # anything a user's forward can raise comes out here
+        raise MintError(
+            f"The network could not be traced: {first_line(error)}. "
+            "Check --input-shape, or run its forward on such an input."
+        ) from error
+    trace = Trace(twin)
+    try:
+        trace.run(reference.inputs)
+    except Exception:
+        # an operation that meets labels in a way nobody thought of
+        log.warning("the channels could not be followed; Torch-Pruning's graph alone is used", exc_info=True)
+        return reference, trace
+    unseen = {n for n, m in twin.named_modules() if isinstance(m, WEIGHTED)} - trace.reached
+    if not unseen:
+        return reference, trace
+    return _with_training(reference, inputs, trace)
+
+
+def _with_training(reference: Reference, inputs: tuple[Any, ...], trace: Trace) -> tuple[Reference, Trace]:
+    """The same with the network's way in training, when that reaches more layers."""
+    twin, before = reference.model, trace.reached
+    try:
+        both = reference_run(twin, inputs, in_training=True)
+        with training_flags(twin):
+            trace.run(both.inputs)
+    except Exception:
+        log.info("the network cannot be run as in training; layers that only training uses stay")
+        trace.complete = True  # the pass before this one was
+        return reference, trace
+    late = trace.reached - before
+    if not late:
+        return reference, trace
+    trace.beyond_graph, trace.late = True, late
+    if change(both.outputs, both.run()) > TOLERANCE:
+        trace.refuse(late, "only training uses it, and not twice in the same way")
+        return reference, trace
+    return both, trace
+
+
+def _from_graph(reference: Reference, ignored: set[str], *, whole: bool) -> list[ChannelGroup] | None:
+    """Torch-Pruning's groups, proved; None when they are too costly or, if asked, not all right."""
+    try:
+        graph, raw_groups = _torch_pruning(reference.model, reference.inputs)
+    except Exception as error:
+        log.debug("no dependency graph: %s", first_line(error))
+        return None
+    names: dict[Any, str] = {m: n for n, m in reference.model.named_modules()}
+    names.update((p, n) for n, p in reference.model.named_parameters())
+    groups = [_channel_group(graph, raw, names) for raw in raw_groups]
+    if whole and any(g.reason not in (None, HEAD) for g in groups):
+        return None
+    return _proved(reference, groups, ignored, whole=whole)
+
+
+def _proved(
+    reference: Reference, groups: list[ChannelGroup], ignored: set[str], *, whole: bool = False
+) -> list[ChannelGroup] | None:
+    """The groups with what the proofs say of them; with ``whole``, None when any of them fails."""
+    tied = shared_parameters(reference.model)
+    told = []
+    for group in groups:
+        reason = group.reason or _ignored(group, ignored) or _shared(group, tied)
+        told.append(group.left_alone(reason) if reason else group)
+    generator = torch.Generator().manual_seed(0)
+    reasons = map_faults(reference, told, generator, apart=not whole)
+    found = [g.left_alone(r) if r else g for g, r in zip(told, reasons, strict=True)]
+    if whole and any(f.prunable != t.prunable for f, t in zip(found, told, strict=True)):
+        return None
+    kept = removable(reference, found, apart=not whole)
+    if whole and any(k.prunable != f.prunable for k, f in zip(kept, found, strict=True)):
+        return None
+    return kept
 
 
 def _matching(model: nn.Module, patterns: Iterable[str]) -> set[str]:
@@ -110,21 +206,41 @@ def _shared(group: ChannelGroup, tied: Mapping[str, str]) -> str | None:
     return None
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    """Torch-Pruning's graph and its groups."""
+def _torch_pruning(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    """Torch-Pruning's graph and its groups, within ``VISITS`` and ``LOOKUPS``."""
     import torch_pruning as tp
 
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph = tp.DependencyGraph().build_dependency(model, inputs, verbose=False)
-            return graph, list(graph.get_all_groups())
-    except Exception as error:
-        # anything a user's forward can raise comes out here
-        raise MintError(
-            f"The network could not be traced: {first_line(error)}. "
-            "Check --input-shape, or run its forward on such an input."
-        ) from error
+    count = {"visits": 0, "lookups": 0}
+
+    def step(what: str, limit: int) -> None:
+        count[what] += 1
+        if count[what] > limit:
+            raise TooCostly(f"{limit} {what}")
+
+    class Limited(tp.DependencyGraph):  # type: ignore[misc,name-defined]
+        # inferring a width goes through the graph by recursion, asking these at every node
+        def get_in_channels(self, node: Any) -> Any:
+            step("lookups", LOOKUPS)
+            return super().get_in_channels(node)
+
+        def get_out_channels(self, node: Any) -> Any:
+            step("lookups", LOOKUPS)
+            return super().get_out_channels(node)
+
+    def counted(ask: Any) -> Any:
+        def is_triggered_by(handler: Any) -> Any:
+            step("visits", VISITS)
+            return ask(handler)
+
+        return is_triggered_by
+
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        graph = Limited().build_dependency(model, inputs, verbose=False)
+        for node in graph.module2node.values():
+            for dependency in node.dependencies:
+                dependency.is_triggered_by = counted(dependency.is_triggered_by)
+        return graph, list(graph.get_all_groups())
 
 
 def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
@@ -149,7 +265,7 @@ def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
         target, handler = item.dep.target, item.dep.handler
         is_out = graph.is_out_channel_pruning_fn(handler)
         if target.type == tp.ops.OPTYPE.OUTPUT or (not target.outputs and is_out and target.module in names):
-            reason = "head: its channels are the network's outputs"
+            reason = HEAD
         if target.module not in names or target.type == tp.ops.OPTYPE.ELEMENTWISE:
             continue
         if target.type == tp.ops.OPTYPE.PRELU and target.module.num_parameters == 1:
@@ -226,11 +342,15 @@ def _structural_fault(group: ChannelGroup) -> ChannelGroup:
     return group
 
 
-def _untraced(model: nn.Module, known: set[str]) -> list[ChannelGroup]:
-    """Weighted layers that the traced pass never reached, such as auxiliary heads."""
+def _structural(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    return [_structural_fault(g) if g.prunable else g for g in groups]
+
+
+def _untraced(model: nn.Module, known: set[str], odd: Mapping[str, str]) -> list[ChannelGroup]:
+    """Weighted layers that are in no group: never reached, or used in ways of their own."""
     reason = "not traced: the forward pass does not reach it"
     return [
-        ChannelGroup(name, int(m.weight.shape[0]), (), False, reason)
+        ChannelGroup(name, int(m.weight.shape[0]), (), False, odd.get(name, reason))
         for name, m in model.named_modules()
         if isinstance(m, WEIGHTED) and name not in known and not _is_depthwise(m)
     ]

@@ -1,176 +1,159 @@
-"""Proof of a channel map in float64: what a permutation and a removal of channels do to the outputs."""
+"""Proof of channel maps: permuting a group's channels everywhere in it must leave the outputs as they are."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from mint_compress.channels import ChannelGroup, Indices, Member, Side
-from mint_compress.counting import NORMS, WEIGHTED
-from mint_compress.errors import first_line
+from mint_compress.channels import ChannelGroup, Indices, Member
 from mint_compress.outputs import tensors_in
-from mint_compress.slicing import cut_
-
-log = logging.getLogger(__name__)
-
-PERMUTATION_TOLERANCE = 1e-9
-"""Largest relative change of the outputs, in float64, that a right channel map may show."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """A network in float64, inputs, and what it makes of them while nothing is changed."""
-
-    model: nn.Module
-    inputs: tuple[Any, ...]
-    outputs: list[torch.Tensor]
-
-
-def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
-    """A copy in which no layer hides a wrong map behind zeros or frozen weights, with its inputs.
-
-    Parameters
-    ----------
-    model
-        Any network; it is not changed.
-    inputs
-        Its positional inputs.
-
-    Returns
-    -------
-    model, inputs
-        On the CPU, in float64 and eval mode; every parameter wants gradients, so that it is traced.
-    """
-    twin = copy.deepcopy(model).cpu().double().eval()
-    generator = torch.Generator().manual_seed(1)
-    for module in twin.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(module, NORMS):
-            for tensor, low, high in ((weight, 0.6, 1.4), (bias, -0.2, 0.2)):
-                if isinstance(tensor, torch.Tensor):
-                    tensor.data.uniform_(low, high, generator=generator)
-        elif isinstance(module, WEIGHTED) and not bool(module.weight.any()):
-            module.weight.data.normal_(0, 0.02, generator=generator)
-        elif not isinstance(module, WEIGHTED):
-            for bare in module.parameters(recurse=False):
-                if _is_constant(bare):  # a layer scale that starts at zero shuts its branch
-                    bare.data.uniform_(0.5, 1.5, generator=generator)
-    for parameter in twin.parameters():
-        parameter.requires_grad_(True)
-    return twin, tuple(_to_double(x) for x in inputs)
-
-
-def _to_double(x: Any) -> Any:
-    return x.detach().cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-
-def _is_constant(x: torch.Tensor) -> bool:
-    return x.is_floating_point() and x.numel() > 0 and bool((x == x.flatten()[0]).all())
-
-
-def _varied(x: Any) -> Any:
-    """Noise in the place of a constant image, on which many channels would look alike."""
-    if isinstance(x, torch.Tensor) and _is_constant(x):
-        return torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    return x
-
-
-def reference_run(model: nn.Module, inputs: tuple[Any, ...]) -> Reference:
-    """Choose inputs that tell channels apart, the smallest that will do, and run the network on them.
-
-    Parameters
-    ----------
-    model, inputs
-        From :func:`float64_twin`; BatchNorm statistics are set to those of the inputs.
-    """
-    inputs = _small(model, tuple(_varied(x) for x in inputs))
-    _level(model, inputs)
-    return Reference(model, inputs, _outputs(model, inputs))
-
-
-def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Set BatchNorm to what these inputs show: with untrained statistics signals may fade to nothing."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    try:
-        _outputs(model, inputs)
-    except ValueError:
-        log.debug("one value per channel: the statistics are left as they were")
-    for norm in norms:
-        norm.eval()
-
-
-def _small(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The smallest images the network still accepts: the maps do not depend on the image size."""
-    image = inputs[0]
-    if len(inputs) == 1 and isinstance(image, torch.Tensor) and image.ndim == 4 and min(image.shape[2:]) > 64:
-        generator = torch.Generator().manual_seed(2)
-        for side in (64, 96, 128):
-            if side >= min(image.shape[2:]):
-                break
-            small = torch.randn(1, image.shape[1], side, side, generator=generator, dtype=torch.float64)
-            try:
-                _outputs(model, (small,))
-            except (RuntimeError, ValueError, AssertionError):
-                continue
-            return (small,)
-    return inputs
-
-
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [t.clone() for t in tensors_in(model(*inputs))]
-
-
-def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    """Largest relative difference; infinite where shapes or finiteness differ."""
-    worst = 0.0
-    for a, b in zip(before, after, strict=True):
-        if a.shape != b.shape or not bool(b.isfinite().all()):
-            return float("inf")
-        worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)))
-    return worst
+from mint_compress.twins import TOLERANCE, Reference, training_flags
+from mint_compress.twins import change as change_between
 
 
 def map_fault(reference: Reference, group: ChannelGroup, generator: torch.Generator) -> str | None:
-    """Why a group's map may not be trusted, or None when the permutation check holds.
+    """Why one group's map may not be trusted, or None when the permutation check holds."""
+    return map_faults(reference, [group], generator)[0]
+
+
+def map_faults(
+    reference: Reference,
+    groups: Sequence[ChannelGroup],
+    generator: torch.Generator,
+    *,
+    apart: bool = True,
+) -> list[str | None]:
+    """Why each group's map may not be trusted, or None where the permutation check holds.
+
+    All groups are permuted at once, each by shuffles of its own; only where that moves the outputs
+    they are taken apart, half by half, until the wrong ones are found.
 
     Parameters
     ----------
     reference
         From :func:`reference_run`; it is left as it was.
-    group
-        The group whose members are permuted consistently, which must not move the outputs.
+    groups
+        Groups that are not prunable are passed over: they keep their reason.
     generator
         Draws the permutations.
+    apart
+        Find out which groups are wrong; otherwise all are when any is.
     """
-    permutations = _permutations(group, generator)
-    if not permutations:
-        return "map not verifiable: fewer than three of its positions are interchangeable"
-    producers = [m for m in group.members if m.side == "out"]
-    moved = _permuted_outputs(reference, producers, permutations[0])
-    if moved is not None and _change(reference.outputs, moved) <= PERMUTATION_TOLERANCE:
-        return "map not verifiable: the outputs do not depend on it"
-    for permutation in permutations:
-        after = _permuted_outputs(reference, group.members, permutation)
-        if after is None:
-            return "wrong channel map (positions have no counterpart)"
-        change = _change(reference.outputs, after)
-        if change > PERMUTATION_TOLERANCE:
-            return f"wrong channel map (permutation check moved the outputs by {change:.1e})"
-    return None
+    reasons = [g.reason for g in groups]
+    rounds: dict[int, list[Indices]] = {}
+    moved = _movable(reference, groups)
+    for i, group in enumerate(groups):
+        if reasons[i] is None and not (shuffles := _permutations(group, generator)):
+            reasons[i] = "map not verifiable: fewer than three of its positions are interchangeable"
+        elif reasons[i] is None and not (moved[i] or _moves(reference, group, shuffles[0])):
+            reasons[i] = "map not verifiable: the outputs do not depend on it"
+        elif reasons[i] is None and any(_sources(m, p) is None for p in shuffles for m in group.members):
+            reasons[i] = "wrong channel map (positions have no counterpart)"
+        elif reasons[i] is None:
+            rounds[i] = shuffles
+    for turn in range(max(map(len, rounds.values()), default=0)):
+        cases = {i: (groups[i], r[turn % len(r)]) for i, r in rounds.items() if reasons[i] is None}
+
+        def fault(some: Sequence[int], cases: dict[int, Case] = cases) -> str | None:
+            change = _permuted_change(reference, [cases[i] for i in some])
+            moved = f"wrong channel map (permutation check moved the outputs by {change:.1e})"
+            return moved if change > TOLERANCE else None
+
+        for i, reason in tell_apart(
+            {i: g for i, (g, _) in cases.items()}, fault, trials=reference.trials if apart else 1
+        ).items():
+            reasons[i] = reason
+    return reasons
+
+
+Case = tuple[ChannelGroup, Indices]
+
+
+def tell_apart(
+    groups: Mapping[int, ChannelGroup], fault: Callable[[Sequence[int]], str | None], *, trials: int
+) -> dict[int, str]:
+    """Find those that fail among groups that are tried together, halving what fails, in few trials.
+
+    Groups with like names, which mostly pass or fail alike, stay together. What is not told apart
+    after so many trials is refused: never too little, and at a cost that is bounded.
+
+    Parameters
+    ----------
+    groups
+        Number -> group.
+    fault
+        What goes wrong with some of them, by number, or None.
+    trials
+        How often ``fault`` may be asked; with 1, all fail when any does.
+
+    Returns
+    -------
+    dict
+        Number -> reason, of those that fail.
+    """
+    order = sorted(groups, key=lambda i: (re.sub(r"\d+", "#", groups[i].name), i))
+    reason = fault(order) if order else None
+    failing, failed, asked = ([(order, reason)] if reason else []), dict[int, str](), 1
+    while failing:
+        failing.sort(key=lambda f: len(f[0]))
+        some, reason = failing.pop()
+        if len(some) == 1:
+            failed[some[0]] = reason
+        elif asked >= trials:
+            failed.update(dict.fromkeys(some, f"too costly to analyse; one of {len(some)} groups: {reason}"))
+        else:
+            half = len(some) // 2
+            found = [(part, fault(part)) for part in (some[:half], some[half:])]
+            asked += 2
+            failing += [(part, why) for part, why in found if why]
+            if not any(why for _, why in found):
+                # right alone and wrong together: none of them can be trusted
+                failed.update(dict.fromkeys(some, reason))
+    return failed
+
+
+def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
+    """Whether the outputs depend on what each group's producers give, by one backward pass."""
+    model = reference.model
+    with torch.enable_grad():
+        outputs = list(tensors_in(model(*reference.inputs)))
+        if reference.in_training:
+            with training_flags(model):
+                outputs += list(tensors_in(model(*reference.inputs)))
+        generator = torch.Generator().manual_seed(4)
+        total = sum(
+            (t / t.detach().abs().max().clamp_min(1e-300) * torch.randn(t.shape, generator=generator)).sum()
+            for t in outputs
+            if t.requires_grad
+        )
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        grads = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
+    effect = {
+        name: float(p.detach().norm() * g.norm()) if g is not None else 0.0
+        for name, p, g in zip(names, parameters, grads, strict=True)
+    }
+    owned: dict[str, float] = {}
+    for name, size in effect.items():
+        for key in (name, name.rpartition(".")[0]):
+            owned[key] = owned.get(key, 0.0) + size
+    return [any(owned.get(m.layer, 0.0) > TOLERANCE for m in g.members if m.side == "out") for g in groups]
+
+
+def _moves(reference: Reference, group: ChannelGroup, permutation: Indices) -> bool:
+    """Whether the outputs change when only what makes the channels is permuted.
+
+    This asks more than the gradient, which is zero where an activation is flat.
+    """
+    makers = replace(group, members=tuple(m for m in group.members if m.side == "out"))
+    if any(_sources(m, permutation) is None for m in makers.members):
+        return True
+    return _permuted_change(reference, [(makers, permutation)]) > TOLERANCE
 
 
 def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indices]:
@@ -200,36 +183,38 @@ def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indic
     return permutations
 
 
-def _sources(member: Member, permutation: Indices, channels: int) -> Indices | None:
-    """For every channel of the layer, the channel whose place it takes."""
-    sources = np.arange(channels)
-    where: dict[int, list[int]] = {}
-    for channel, position in zip(member.channels.tolist(), member.positions.tolist(), strict=True):
-        where.setdefault(position, []).append(channel)
-    for position, own in where.items():
-        other = where.get(int(permutation[position]))
-        if other is None or len(other) != len(own):
-            return None
-        sources[own] = other
+def _sources(member: Member, permutation: Indices) -> Indices | None:
+    """For every channel of the layer's side, the channel whose place it takes."""
+    sources = np.arange(member.total)
+    order = np.argsort(member.positions, kind="stable")
+    channels, positions = member.channels[order], member.positions[order]
+    counts = np.bincount(positions, minlength=len(permutation))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    if (counts != counts[permutation]).any():
+        return None
+    within = np.arange(len(positions)) - starts[positions]
+    sources[channels] = channels[starts[permutation[positions]] + within]
     return sources
 
 
-def _permuted_outputs(
-    reference: Reference, members: Sequence[Member], permutation: Indices
-) -> list[torch.Tensor] | None:
-    """Outputs with the members permuted; the tensors touched are put back."""
-    saved: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
-        for member in members:
+def _permuted_change(reference: Reference, cases: Sequence[Case]) -> float:
+    """How far the outputs move when each group's members are permuted; the tensors are put back."""
+    moves: dict[tuple[int, int], tuple[torch.Tensor, int, int, Indices]] = {}
+    for group, permutation in cases:
+        for member in group.members:
             for tensor, dim, channels in _cut_tensors(member, reference.model):
-                sources = _sources(member, permutation, channels)
-                if sources is None:
-                    return None
-                saved.append((tensor, tensor.data))
-                tensor.data = _reorder(tensor.data, dim, sources, channels)
-        return _outputs(reference.model, reference.inputs)
+                own = np.arange(channels)
+                _, _, _, sources = moves.setdefault((id(tensor), dim), (tensor, dim, channels, own))
+                changed = _sources(member, permutation)
+                assert changed is not None
+                sources[member.channels] = changed[member.channels]
+    saved = {id(tensor): (tensor, tensor.data) for tensor, *_ in moves.values()}
+    try:
+        for tensor, dim, channels, sources in moves.values():
+            tensor.data = _reorder(tensor.data, dim, sources, channels)
+        return change_between(reference.outputs, reference.run())
     finally:
-        for tensor, data in reversed(saved):
+        for tensor, data in saved.values():
             tensor.data = data
 
 
@@ -270,84 +255,3 @@ def _cut_tensors(member: Member, model: nn.Module) -> Iterator[tuple[torch.Tenso
         yield layer.weight, 1 if transposed and member.kind == "conv" else 0, member.total
         if bias is not None:
             yield bias, 0, bias.shape[0]
-
-
-# --- removal -----------------------------------------------------------------------------------------
-
-
-class _NoStatistics(TorchFunctionMode):
-    """Normalise nothing: statistics over channels hide whether the right channels are there."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func not in (F.layer_norm, F.group_norm, F.instance_norm):
-            return result
-        given = inspect.signature(func).bind(*args, **kwargs).arguments
-        x, weight, bias = given["input"], given.get("weight"), given.get("bias")
-        if func is not F.layer_norm:
-            shape = [-1] + [1] * (x.ndim - 2)
-            weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
-        x = x if weight is None else x * weight
-        return x if bias is None else x + bias
-
-
-def removable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """Leave those groups alone that cannot lose a position, however right their maps are.
-
-    A width, or the place where channels are split, may be written into ``forward``; and there are
-    layers that Torch-Pruning slices wrongly. Without a position the network must give what it
-    gives when the readers ignore that position. The first and the last position shift the most.
-
-    Parameters
-    ----------
-    reference
-        From :func:`reference_run`; it is left as it was.
-    groups
-        Only those that are still prunable are tried.
-
-    Returns
-    -------
-    list of ChannelGroup
-        The same groups, in order, some of them with ``prunable=False`` and the reason.
-    """
-    if all(_trial(reference, groups, place) is None for place in (0, -1)):
-        return list(groups)
-    tried = []
-    for group in groups:
-        reasons = [_trial(reference, [group], place) for place in (0, -1)]
-        reason = reasons[0] or reasons[1]
-        tried.append(group.left_alone(f"its channels cannot be removed: {reason}") if reason else group)
-    return tried
-
-
-def _trial(reference: Reference, groups: Sequence[ChannelGroup], place: int) -> str | None:
-    """What goes wrong when every prunable one of the groups loses its position ``place``."""
-    twin = copy.deepcopy(reference.model)
-    gone: dict[tuple[str, str, Side, int], list[int]] = {}
-    for group in groups:
-        for m in group.members if group.prunable else ():
-            channels = m.channels[m.positions == place % group.width]
-            if len(channels):
-                gone.setdefault((m.layer, m.kind, m.side, m.dim), []).extend(channels.tolist())
-    try:
-        with _NoStatistics():
-            for (layer, _, side, _), channels in gone.items():
-                if side == "in":
-                    _silence(twin.get_submodule(layer), channels)
-            expected = _outputs(twin, reference.inputs)
-            for (layer, kind, side, dim), channels in gone.items():
-                cut_(twin, layer, kind, side, dim, channels)
-            change = _change(expected, _outputs(twin, reference.inputs))
-    except Exception as error:
-        # whatever a user's forward raises on a shape it did not expect
-        return first_line(error)
-    return None if change <= PERMUTATION_TOLERANCE else f"the outputs then change by {change:.1e}"
-
-
-def _silence(layer: Any, channels: Sequence[int]) -> None:
-    """Make a layer ignore some of its input channels."""
-    dim = 0 if getattr(layer, "transposed", False) else 1
-    # a grouped convolution loses the same place in each of its channel groups
-    places = np.unique(np.asarray(channels) % layer.weight.shape[dim])
-    layer.weight.data.index_fill_(dim, torch.from_numpy(places), 0)

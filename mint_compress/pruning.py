@@ -8,7 +8,7 @@ from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.planning import LayerCut, PruningPlan
-from mint_compress.slicing import cut_, slicer_of
+from mint_compress.slicing import adapt_, cut_, slicer_of
 
 REMEDY = "The plan was made for another network; write a new one with --dry-run."
 
@@ -46,6 +46,7 @@ def prune_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     for cut in plan.cuts:
         cut_(model, cut.layer, cut.kind, cut.side, cut.dim, cut.removed)
+    adapt_(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if wrong := _miscounted(model, plan, 1):

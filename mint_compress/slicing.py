@@ -1,4 +1,4 @@
-"""Taking channels out of one layer, with Torch-Pruning's slicing functions."""
+"""Taking channels out of one layer, and telling the modules around it what is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from mint_compress.shapes import size_attributes
 
 
 def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels: Sequence[int]) -> None:
@@ -31,6 +33,33 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
     module = model.get_submodule(layer)
     slicer = slicer_of(module)
     (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
+
+
+def adapt_(model: nn.Module) -> None:
+    """Set the sizes that a forward pass reads from attributes, after layers were cut, in place.
+
+    Attention modules keep the number of their heads, and torchvision's vision transformer its width.
+    Only attributes that a saved file carries (:func:`mint_compress.shapes.size_attributes`) are set;
+    a network that reads others fails its trial removal.
+    """
+    for module in model.modules():
+        names = size_attributes(module)
+        if "hidden_dim" in names and isinstance(getattr(module, "conv_proj", None), nn.Conv2d):
+            module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr, assignment]
+        if "num_heads" in names and isinstance(getattr(module, "qkv", None), nn.Linear):
+            _adapt_heads(module)
+
+
+def _adapt_heads(module: Any) -> None:
+    """Heads of an attention module whose queries, keys and values one layer makes."""
+    dim = module.qkv.out_features // 3
+    table = getattr(module, "relative_position_bias_table", None)
+    if table is not None:
+        module.num_heads = int(table.shape[-1])
+    elif hasattr(module, "head_dim"):
+        module.num_heads = dim // module.head_dim
+        if hasattr(module, "attn_dim"):
+            module.attn_dim = dim
 
 
 def slicer_of(module: Any, dim: int = -1) -> Any:

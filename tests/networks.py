@@ -388,6 +388,115 @@ class Pair(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Attention(nn.Module):
+    """Two heads of three channels, their queries, keys and values made by one layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 18), nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 2, 3).permute(2, 0, 3, 1, 4)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(len(x), -1, 6))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Patches and a class token, one block of attention and MLP, its head on the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.places = nn.Parameter(torch.randn(1, 10, 8))
+        self.norm1, self.attention, self.norm2 = nn.LayerNorm(8), Attention(8), nn.LayerNorm(8)
+        self.fc1, self.fc2 = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        x = x + self.attention(self.norm1(x))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return self.head(x[:, 0])  # type: ignore[no-any-return]
+
+
+class Windows(nn.Module):
+    """Shifted windows of tokens with an MLP in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = conv(3, 5)
+        self.fc1, self.fc2 = nn.Linear(5, 7), nn.Linear(7, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        n, _, _, c = x.shape
+        y = F.pad(torch.roll(x, (1, 1), (1, 2)), (0, 0, 0, 2, 0, 2))
+        y = y.view(n, 2, 4, 2, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n * 4, 16, c)
+        y = self.fc2(F.gelu(self.fc1(y)))
+        y = y.view(n, 2, 2, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n, 8, 8, c)[:, :6, :6]
+        return self.head((x + torch.roll(y, (-1, -1), (1, 2))).mean((1, 2)))  # type: ignore[no-any-return]
+
+
+class Mixer(nn.Module):
+    """One MLP mixes places, the next one channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = conv(3, 6), nn.LayerNorm(6)
+        self.places1, self.places2 = nn.Linear(36, 4), nn.Linear(4, 36)
+        self.fc1, self.fc2 = nn.Linear(6, 7), nn.Linear(7, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.places2(F.gelu(self.places1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.fc2(F.gelu(self.fc1(x)))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+class GatedLinear(nn.Module):
+    """One half of a layer's outputs scales the other: a position is a channel of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(6, 10), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.fc1(x).chunk(2, -1)
+        return self.head(F.gelu(self.fc2(one * F.silu(other))).mean(1))  # type: ignore[no-any-return]
+
+
+class Shuffled(nn.Module):
+    """Half of the channels pass by the other half's block; then all are shuffled, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner1, self.inner2 = conv(3, 8), conv(4, 5, 1), conv(5, 4, 1)
+        self.after, self.fc = conv(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = F.relu(self.stem(x)).chunk(2, 1)
+        x = torch.cat([one, self.inner2(F.relu(self.inner1(other)))], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class PixelShuffled(nn.Module):
+    """Four channels become one of four times the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after, self.fc = conv(3, 16), conv(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.after(F.pixel_shuffle(self.conv(x), 2)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Network(NamedTuple):
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -423,6 +532,11 @@ NETWORKS: dict[str, Network] = {
     "wide_layer_norm_affine": Network(lambda: WideLayerNorm(affine=True), (3, 6, 6)),
     "fixed_shape": Network(FixedShape, (3, 6, 6)),
     "pair": Network(Pair, (3, 6, 6)),
+    "transformer": Network(Transformer, (3, 6, 6)),
+    "windows": Network(Windows, (3, 6, 6)),
+    "gated": Network(GatedLinear, (7, 6)),
+    "shuffled": Network(Shuffled, (3, 6, 6)),
+    "pixel_shuffled": Network(PixelShuffled, (3, 6, 6)),
 }
 """Every tiny network by name."""
 

@@ -190,7 +190,7 @@ def test_accuracy_comes_back_and_the_shortcut_stream_is_left_with_its_reason(run
     assert accuracy["finetuned"] > accuracy["original"] - 0.05
     reasons = {row["group"]: row["reason"] for row in run.report["left_alone"]}
     assert reasons["linear"].startswith("head")
-    assert "wrong channel map" in reasons["conv1"]
+    assert "fixed width" in reasons["conv1"]
 
 
 def test_what_load_gives_equals_the_export_and_trains(run: Run) -> None:

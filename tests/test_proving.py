@@ -13,7 +13,8 @@ from torch import nn
 
 from mint_compress.channels import ChannelGroup, Member
 from mint_compress.groups import find_groups
-from mint_compress.proving import float64_twin, map_fault, reference_run
+from mint_compress.proving import map_fault
+from mint_compress.twins import float64_twin, reference_run
 
 
 def group_of(name: str, group: str) -> ChannelGroup:

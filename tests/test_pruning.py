@@ -132,6 +132,14 @@ def test_modes_stay_and_it_trains() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_an_auxiliary_head_still_trains() -> None:
+    model, x = build("auxiliary"), images("auxiliary")
+    prune_(model, half(model, x)).train()
+    assert model.get_submodule("aux").in_features == 3
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_a_second_pass_prunes_what_is_left() -> None:
     model = BUILDERS["resnet20_cifar"]().eval()
     x = torch.randn(1, 3, 32, 32)

@@ -100,7 +100,13 @@ INPUT_SHAPE = Row(
 MODEL = (
     Row("--arch", "NAME", str, None, "Zoo or torchvision name, timm:NAME or package.module:callable."),
     INPUT_SHAPE,
-    Row("--trust", "MODULE", str, (), "Import MODULE, which runs its code, so that a file may name its classes; may be repeated."),
+    Row(
+        "--trust",
+        "MODULE",
+        str,
+        (),
+        "Import MODULE, which runs its code, so that a file may name its classes; may be repeated.",
+    ),
 )
 DATA = (
     Row("--data", "SPEC", str, None, "digits, an .npz, a folder, cifar10:DIR or package.module:function."),

@@ -14,6 +14,7 @@ from mint_compress.channels import ChannelGroup, consumer_units
 from mint_compress.counting import Progress, evaluating, hooked
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError
+from mint_compress.inputs import count, of_batch, run, to
 from mint_compress.patches import (
     channel_groups,
     in_channels,
@@ -98,7 +99,7 @@ class MomentSum:
 
     def add(self, rows: Tensor) -> None:
         """Add ``(groups, n, columns)`` rows."""
-        groups, count, size = rows.shape
+        groups, number, size = rows.shape
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True).double()
             self._first = torch.zeros(groups, 1, size, dtype=torch.float64, device=rows.device)
@@ -108,7 +109,7 @@ class MomentSum:
         rows = rows.double() - self._shift if size <= WIDE else rows - self._shift.to(rows.dtype)
         self._first += rows.sum(1, keepdim=True)
         self._second += rows.transpose(1, 2) @ rows
-        self.rows += count
+        self.rows += number
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
@@ -118,16 +119,9 @@ class MomentSum:
         return (mean + self._shift).squeeze(1), covariance
 
 
-def model_inputs(batch: Any) -> tuple[Any, ...]:
-    """Positional inputs of a batch: a tensor, or the first of (inputs, labels)."""
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return tuple(first) if isinstance(first, (tuple, list)) else (first,)
-
-
 def forward(model: nn.Module, batch: Any) -> Any:
     """Run the model on a batch, moved to where the model is."""
-    device = device_of(model)
-    return model(*(x.to(device) if isinstance(x, Tensor) else x for x in model_inputs(batch)))
+    return run(model, to(of_batch(batch), device_of(model)))
 
 
 @contextmanager
@@ -166,7 +160,8 @@ def calibrate(
     groups
         From :func:`find_groups`; only consumers of prunable groups are watched.
     batches
-        Input tensors, or (inputs, labels) pairs, whose labels are not looked at.
+        Input tensors, or (inputs, labels) pairs, whose labels are not looked at. Several inputs are a
+        tuple, which must be in such a pair, or a dict.
     seed
         Draws the pixels that are kept where an image has more than are needed.
     moments, samples
@@ -182,7 +177,7 @@ def calibrate(
         No batches, or activations that are not finite.
     """
     batches = list(batches)
-    images = sum(int(model_inputs(b)[0].shape[0]) for b in batches)
+    images = sum(count(of_batch(b)) for b in batches)
     if not images:
         raise MintError("Calibration needs at least one batch of images; none was given.")
     modules = dict(model.named_modules())
@@ -244,8 +239,8 @@ class _Watcher:
         columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
         if self.form == "contributions":
             columns = 1  # every output row is a row of its own: few positions are plenty
-        count = output_positions(self.layer, output)
-        positions = sample_positions(count, rows_wanted(columns, self.images), self.generator)
+        places = output_positions(self.layer, output)
+        positions = sample_positions(places, rows_wanted(columns, self.images), self.generator)
         rows = input_rows(self.layer, inputs, output, positions)
         if self.form == "patches":
             yield rows

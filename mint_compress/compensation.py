@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.calibration import MAX_COLUMNS, model_inputs, rows_wanted
+from mint_compress.calibration import MAX_COLUMNS, rows_wanted
 from mint_compress.counting import Progress, evaluating
 from mint_compress.errors import MintError
+from mint_compress.inputs import concatenate, count, of_batch, select, split
 from mint_compress.lockstep import Pass, Point, lockstep
 from mint_compress.patches import (
     channel_groups,
@@ -82,7 +83,7 @@ def compensate_(
     plan
         What was removed.
     batches
-        Calibration inputs; labels are not looked at.
+        Calibration inputs as for :func:`calibrate`; labels are not looked at.
     everywhere
         Refit every layer from the first pruned one on, not just those that lost inputs: the others
         then undo some of the drift that reaches them.
@@ -97,9 +98,9 @@ def compensate_(
     list of Repair
         In forward order.
     """
-    images = torch.cat([model_inputs(b)[0] for b in batches])
-    chunks = list(images.split(BATCH))
-    neighbours = trace(model, chunks[0][:1])
+    given = concatenate([of_batch(b) for b in batches])
+    images, chunks = count(given), split(given, BATCH)
+    neighbours = trace(model, (select(given, slice(1)), None))
     layers = _layers_to_repair(model, neighbours, plan, everywhere)
     ours, theirs = dict(model.named_modules()), dict(original.named_modules())
     shortcuts = {n: s for n, s in neighbours.shortcuts.items() if n in layers} if drift else {}
@@ -124,10 +125,10 @@ def compensate_(
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
             norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
             columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-            wanted = rows_wanted(min(columns, MAX_COLUMNS), len(images))
+            wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
             places = min(wanted, output_positions(layer, references[0].halted_output()))
             intercept = norm is not None or layer.bias is not None
-            fit = RidgeFit.of(columns, rows=places * len(images), intercept=intercept)
+            fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
             target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
             for mine, reference in zip(passes, references, strict=True):
                 goal = target.of(name, mine, reference)

@@ -26,6 +26,17 @@ from mint_compress.evaluation import accuracy, chance_warning
 from mint_compress.exporting import find_exporter
 from mint_compress.finetuning import finetune
 from mint_compress.groups import find_groups
+from mint_compress.inputs import (
+    Inputs,
+    InputShape,
+    by_position,
+    count,
+    describe,
+    is_single,
+    run,
+    split,
+    to,
+)
 from mint_compress.models import load_model
 from mint_compress.options import check_options, outputs
 from mint_compress.planning import Budget, PruningPlan
@@ -157,31 +168,32 @@ def compress(
     original, notes = _open_model(model, arch, trust)
     tell("read the model", 1, 1)
     data, shape = _open_data(original, data, input_shape, mean, std, seed)
-    remember_builder(original, builder_of(original), shape)  # for a second pass: what it eats from now on
-    notes += (
-        (data.description,) if data else (f"no data: {'x'.join(map(str, shape))} noise images, no accuracy",)
-    )
-    example = torch.zeros(1, *shape)
-    found = find_groups(original, example, ignore=ignore, progress=progress)
+    # for a second pass: what it eats from now on
+    remember_builder(original, builder_of(original), shape if is_single(shape) else None)
+    notes += (data.description if data else f"no data: {describe(shape)} noise images, no accuracy",)
+    example = _example(data, shape, seed)
+    with by_position(original, example) as inputs:
+        found = find_groups(original, inputs, ignore=ignore, progress=progress)
     settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         seed=seed, command=command, versions=_versions(),
     )  # fmt: skip
     original.to(where)
-    images, drawn = _draw(original, data, shape, settings, calibration_images, CALIBRATION_IMAGES)
+    example = to(example, where)
+    images, drawn = _draw(original, data, example, settings, calibration_images, CALIBRATION_IMAGES)
     notes += drawn
     if plan is None:
         assert ratio is not None
         if groups and round_to > 1:
             notes += (f"--groups {groups} keeps blocks whole: widths are not rounded",)
         budget = Budget(ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups)  # type: ignore[arg-type]
-        plan, drawn = _plan(original, found, images, data, shape, settings, budget)
+        plan, drawn = _plan(original, found, images, data, example, settings, budget)
         notes += drawn
     elif not isinstance(plan, PruningPlan):
         plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
     pruned = prune_(copy.deepcopy(original), plan)
-    report = replace(report, **_counted(original, pruned, plan, found, example.to(where)), notes=notes)
+    report = replace(report, **_counted(original, pruned, plan, found, example), notes=notes)
     if dry_run:
         return pruned.cpu().eval(), write_plan(report, plan, target)
 
@@ -189,7 +201,7 @@ def compress(
     if data is not None and (warning := chance_warning(scores["original"] or 0.0, data.classes)):
         notes += (warning,)
     if compensate:
-        repairs = compensate_(pruned, original, plan, images.split(BATCH), seed=seed, progress=progress)
+        repairs = compensate_(pruned, original, plan, split(images, BATCH), seed=seed, progress=progress)
         notes += _unrepaired(plan, repairs)
         scores["repaired"] = _accuracy(pruned, data, settings)
     if data is not None and epochs:
@@ -202,7 +214,7 @@ def compress(
     original, pruned = original.cpu().eval(), pruned.cpu().eval()
     if target is not None:
         report = ship(
-            report, original, pruned, plan, images.cpu(), target, provider=provider,
+            report, original, pruned, plan, to(images, "cpu"), target, provider=provider,
             threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
         )  # fmt: skip
     return pruned, report
@@ -231,43 +243,51 @@ def _open_data(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     seed: int,
-) -> tuple[Data | None, tuple[int, ...]]:
+) -> tuple[Data | None, InputShape]:
     shape = input_shape if input_shape is not None else input_shape_of(model)
     if isinstance(data, str):
         data = load_data(data, mean=mean, std=std, input_shape=shape, seed=seed)
     if data is not None:
-        return data, tuple(data.input_shape)
+        return data, data.input_shape
     if shape is None:
         raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")
     return None, tuple(shape)
 
 
+def _example(data: Data | None, shape: InputShape, seed: int) -> Inputs:
+    """One sample to trace with; a real one where there are several inputs, whose types may matter."""
+    if data is None or is_single(shape):
+        return torch.zeros(1, *shape)
+    return data.calibration(1, seed=seed)[0]
+
+
 def _draw(
     model: nn.Module,
     data: Data | None,
-    shape: tuple[int, ...],
+    example: Inputs,
     settings: _Settings,
     asked: int | None,
     default: int,
-) -> tuple[Tensor, tuple[str, ...]]:
+) -> tuple[Inputs, tuple[str, ...]]:
     """Calibration images on the device: class-balanced from the training split, or synthetic."""
     if asked is None:
-        count = min(default, max(8, ACTIVATIONS // _activation_bytes(model, shape, settings.device)))
+        wanted = min(default, max(8, ACTIVATIONS // _activation_bytes(model, example)))
     else:
-        count = asked
+        wanted = asked
     if data is None:
-        images = synthetic_images(count, shape, seed=settings.seed)
+        assert isinstance(example, Tensor)
+        images: Inputs = synthetic_images(wanted, example.shape[1:], seed=settings.seed)
     else:
-        images, _ = data.calibration(count, seed=settings.seed)
-        if asked is not None and len(images) < asked:
+        images, _ = data.calibration(wanted, seed=settings.seed)
+        if asked is not None and count(images) < asked:
             raise MintError(
-                f"{count} calibration images were asked for, but the training split has {len(images)}. "
+                f"{wanted} calibration images were asked for, but the training split has {count(images)}. "
                 "Ask for fewer."
             )
-    return images.to(settings.device), (f"calibration images: {len(images)}",)
+    return to(images, settings.device), (f"calibration images: {count(images)}",)
 
 
-def _activation_bytes(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+def _activation_bytes(model: nn.Module, example: Inputs) -> int:
     """Roughly what one image keeps alive in two halted networks: three of the largest maps each."""
     largest = 1
 
@@ -279,7 +299,7 @@ def _activation_bytes(model: nn.Module, shape: tuple[int, ...], device: torch.de
     handles = [m.register_forward_hook(see) for m in model.modules()]
     try:
         with evaluating(model), torch.no_grad():
-            model(torch.zeros(1, *shape, device=device))
+            run(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -289,9 +309,9 @@ def _activation_bytes(model: nn.Module, shape: tuple[int, ...], device: torch.de
 def _plan(
     model: nn.Module,
     found: Sequence[ChannelGroup],
-    images: Tensor,
+    images: Inputs,
     data: Data | None,
-    shape: tuple[int, ...],
+    example: Inputs,
     settings: _Settings,
     budget: Budget,
 ) -> tuple[PruningPlan, tuple[str, ...]]:
@@ -299,12 +319,12 @@ def _plan(
     notes: tuple[str, ...] = ()
     if samples:
         each = settings.samples_per_class or SAMPLES_PER_CLASS
-        count = each * (data.classes if data else 10)
-        asked = None if settings.samples_per_class is None else count
-        images, drawn = _draw(model, data, shape, settings, asked, count)
+        wanted = each * (data.classes if data else 10)
+        asked = None if settings.samples_per_class is None else wanted
+        images, drawn = _draw(model, data, example, settings, asked, wanted)
         notes = tuple(f"for {settings.estimator}, {note}" for note in drawn)
     calibration = calibrate(
-        model, found, images.split(BATCH), seed=settings.seed,
+        model, found, split(images, BATCH), seed=settings.seed,
         moments=not samples, samples=samples, progress=settings.progress,
     )  # fmt: skip
     scores = score(
@@ -315,11 +335,11 @@ def _plan(
 
 
 def _counted(
-    original: nn.Module, pruned: nn.Module, plan: PruningPlan, found: Sequence[ChannelGroup], example: Tensor
+    original: nn.Module, pruned: nn.Module, plan: PruningPlan, found: Sequence[ChannelGroup], example: Inputs
 ) -> dict[str, Any]:
     """What the report says about sizes, counted from the two networks themselves."""
     before, after = parameters(original), parameters(pruned)
-    macs = [sum(layer_macs(m, (example,)).values()) for m in (original, pruned)]
+    macs = [sum(layer_macs(m, example).values()) for m in (original, pruned)]
     whole = {cut.group for cut in plan.groups if not cut.removed}
     spared = "kept whole: its channels score above the threshold"
     alone = [(g.name, g.reason or "") for g in found if not g.prunable]
@@ -331,7 +351,7 @@ def _counted(
         "macs_ratio": macs[0] / macs[1] if macs[1] else None,
         "layers": [
             {"pair": row.pair, "before": row.before, "after": row.after}
-            for row in layer_counts(original, pruned, (example,))
+            for row in layer_counts(original, pruned, example)
         ],
         "left_alone": [{"group": name, "reason": reason} for name, reason in alone],
         "plan": plan.to_dict(),

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from mint_compress.inputs import Inputs, count, run
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) by every long stage; cli.py draws a bar from it."""
 
@@ -66,7 +68,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             m.training = training
 
 
-def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, int]:
+def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, int]:
     """Multiply-accumulate operations of one sample, per convolution and linear layer.
 
     Parameters
@@ -74,7 +76,8 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
     module
         Any network; it is run once, in eval mode, without gradients.
     example_inputs
-        Its positional inputs, with a batch dimension first; counts are divided by that batch size.
+        A tensor, positional inputs, or a dict of named ones, with a batch dimension first; counts are
+        divided by that batch size.
 
     Returns
     -------
@@ -84,6 +87,7 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
     """
     counts: dict[str, int] = {}
     handles = []
+    batch = count(example_inputs)
 
     def hook(name: str) -> Callable[..., None]:
         def record(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -95,7 +99,6 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
             elements, filters = (
                 (inputs[0].numel(), weight.shape[0]) if transposed else (output.numel(), weight.shape[0])
             )
-            batch = example_inputs[0].shape[0]
             counts[name] = counts.get(name, 0) + elements * (weight.numel() // filters) // batch
 
         return record
@@ -104,5 +107,5 @@ def layer_macs(module: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, 
         if isinstance(layer, WEIGHTED):
             handles.append(layer.register_forward_hook(hook(name)))
     with hooked(handles), evaluating(module), torch.no_grad():
-        module(*example_inputs)
+        run(module, example_inputs)
     return counts

@@ -23,6 +23,7 @@ from mint_compress.datasets import (
 )
 from mint_compress.devices import seeded
 from mint_compress.errors import MintError
+from mint_compress.inputs import Inputs, InputShape, describe
 from mint_compress.loaders import class_count, first_shape, load_splits, size
 from mint_compress.splitting import balanced_draw, draw_from_batches, stratified_split
 
@@ -62,7 +63,7 @@ class Data:
     classes
         Number of classes.
     input_shape
-        (C, H, W) of one image, without the batch.
+        (C, H, W) of one image, without the batch; a tuple or dict of such for several inputs.
     mean, std
         What was subtracted and divided by, per channel; None when the values are as they were.
     name
@@ -78,14 +79,14 @@ class Data:
     test: Source
     augmented: Source
     classes: int
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     mean: Stats
     std: Stats
     name: str
     sizes: tuple[int | None, ...]
     description: str
 
-    def calibration(self, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    def calibration(self, count: int, *, seed: int) -> tuple[Inputs, Tensor]:
         """Draw ``count`` training images without replacement, as many of each class as possible.
 
         Parameters
@@ -98,8 +99,8 @@ class Data:
         Returns
         -------
         images, labels
-            (n, C, H, W) float32 and (n,) int64, in random order. Classes with too few images are
-            filled up from the others.
+            (n, C, H, W) float32, or several inputs of n samples, and (n,) int64, in random order.
+            Classes with too few images are filled up from the others.
         """
         if isinstance(self.train, ImageDataset):
             return self.train.gather(balanced_draw(self.train.labels, count, seed=seed))
@@ -186,10 +187,6 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{v:g}" for v in values)
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def _check_labels(labels: Tensor, where: str) -> None:
     if len(torch.unique(labels)) < 2:
         raise MintError(f"{where} has one class only (label {int(labels[0])}). Two or more are needed.")
@@ -220,14 +217,14 @@ def _assemble(
 
 
 def _describe(
-    name: str, sizes: Sequence[int | None], shape: Sequence[int], classes: int, mean: Stats, std: Stats
+    name: str, sizes: Sequence[int | None], shape: InputShape, classes: int, mean: Stats, std: Stats
 ) -> str:
     counts = ["?" if size is None else f"{size:,}" for size in sizes]
     values = "no normalisation"
     if mean or std:
         values = f"mean {_numbers(mean or (0.0,))}, std {_numbers(std or (1.0,))}"
     return (
-        f"{name}: {counts[0]} train, {counts[1]} validation, {counts[2]} test images of {_shape(shape)} "
+        f"{name}: {counts[0]} train, {counts[1]} validation, {counts[2]} test images of {describe(shape)} "
         f"in {classes} classes; {values}"
     )
 
@@ -256,7 +253,7 @@ def _digits(options: _Options) -> Data:
         raise MintError("The data 'digits' is part of scikit-learn. pip install scikit-learn") from None
     shape = options.input_shape or (3, 32, 32)
     if len(shape) not in (1, 3):
-        raise MintError(f"The digits are images, but the network takes {_shape(shape)}. Needed: C, H, W.")
+        raise MintError(f"The digits are images, but the network takes {describe(shape)}. Needed: C, H, W.")
     bunch = load_digits()
     side = math.isqrt(shape[0]) if len(shape) == 1 else 0
     if len(shape) == 1 and side * side != shape[0]:
@@ -277,7 +274,7 @@ def _npz(options: _Options) -> Data:
     arrays = read_npz(Path(options.spec))
     images = {key: as_images(arrays[key], key, options.input_shape) for key in ("x_train", "x_test")}
     if images["x_train"].shape[1:] != images["x_test"].shape[1:]:
-        has = [_shape(x.shape[1:]) for x in images.values()]
+        has = [describe(tuple(x.shape[1:])) for x in images.values()]
         raise MintError(
             f"{options.spec}: x_train has images of {has[0]}, x_test of {has[1]}. They must agree."
         )
@@ -323,7 +320,9 @@ def _folders(options: _Options) -> Data:
         raise MintError(f"{root} needs train/ and test/ or val/, folders of class folders; it holds: {has}.")
     shape = options.input_shape or (3, 224, 224)
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise MintError(f"{root} holds images, but the network takes {_shape(shape)}. Needed: 1 or 3, H, W.")
+        raise MintError(
+            f"{root} holds images, but the network takes {describe(shape)}. Needed: 1 or 3, H, W."
+        )
     stats = options.normalisation(shape[0], raw=False)
     sets: dict[str, ImageDataset] = {}
     names: list[str] = []

@@ -13,9 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from mint_compress.errors import MintError
+from mint_compress.inputs import Inputs, of_batch, tensors
 
 Source = Dataset[Any] | Iterable[Any]
-"""A dataset of (image, label), or an iterable of (images, labels) batches such as a DataLoader."""
+"""A dataset of (image, label), or an iterable of (images, labels) batches such as a DataLoader.
+
+In the place of the image there may be a tuple of tensors, or a dict.
+"""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -226,7 +230,7 @@ def flip_and_crop(
 
 def batches(
     source: Source, batch_size: int, *, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Inputs, Tensor]]:
     """Go once through ``source`` and yield (images, labels), the last batch perhaps smaller.
 
     Parameters
@@ -242,7 +246,7 @@ def batches(
     Raises
     ------
     MintError
-        When an iterable yields something else than pairs of tensors.
+        When an iterable yields something else than pairs of inputs and labels, one label a sample.
     """
     if isinstance(source, ImageDataset):
         chunks = _chunks(len(source), batch_size, generator)
@@ -286,12 +290,34 @@ def _collate(items: list[Any]) -> Any:
         raise MintError(f"The dataset's items do not make a batch ({reason}). Give (tensor, int).") from None
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
-        return batch[0], batch[1]
+def _pair(batch: Any) -> tuple[Inputs, Tensor]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        inputs, labels = of_batch(batch), batch[1]
+        if _are_tensors(inputs):
+            _check_counts(*tensors(inputs), labels)
+            return inputs, labels
     size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     shown = type(batch).__name__ + size
-    raise MintError(f"The loader gives a {shown} per batch. It must give (inputs, labels), two tensors.")
+    raise MintError(
+        f"The loader gives a {shown} per batch. It must give (inputs, labels), two tensors; "
+        "several inputs are a tuple or a dict of tensors."
+    )
+
+
+def _are_tensors(inputs: Any) -> bool:
+    values = tuple(inputs.values()) if isinstance(inputs, dict) else inputs
+    if isinstance(values, tuple):
+        return len(values) > 0 and all(isinstance(x, Tensor) for x in values)
+    return isinstance(values, Tensor)
+
+
+def _check_counts(*together: Tensor) -> None:
+    if len({x.shape[:1] for x in together}) > 1 or not together[0].ndim:
+        shapes = ", ".join(str(tuple(x.shape)) for x in together)
+        raise MintError(
+            f"The loader gives inputs and labels of shapes {shapes} in one batch. "
+            "Each must have as many samples as the others, along its first dimension."
+        )
 
 
 def batch_count(source: Source, batch_size: int) -> int:

@@ -9,6 +9,7 @@ from mint_compress.counting import Progress, evaluating
 from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device
 from mint_compress.errors import MintError
+from mint_compress.inputs import run, to
 from mint_compress.outputs import first_tensor
 
 
@@ -48,7 +49,7 @@ def accuracy(
     right = torch.zeros((), dtype=torch.int64, device=where)
     with evaluating(model), placed(model, where), torch.inference_mode():
         for done, (images, labels) in enumerate(batches(dataset, batch_size), start=1):
-            logits = first_tensor(model(images.to(where)))
+            logits = first_tensor(run(model, to(images, where)))
             _check_logits(logits, labels)
             right += (logits.argmax(1) == labels.to(where)).sum()
             seen += labels.numel()

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from mint_compress.counting import evaluating
 from mint_compress.errors import MintError
+from mint_compress.inputs import Inputs, tensors
 
 _log = logging.getLogger(__name__)
 
@@ -89,13 +89,16 @@ class Exporter(Protocol):
     def export(
         self,
         model: nn.Module,
-        example_inputs: tuple[torch.Tensor, ...],
+        example_inputs: Inputs,
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
         optimize: bool = True,
     ) -> ExportResult:
-        """Write ``model`` to ``path``, batch first and of any size; ``optimize=False`` folds nothing."""
+        """Write ``model`` to ``path``, batch first and of any size; ``optimize=False`` folds nothing.
+
+        The inputs of the file have the names of a dict's keys, or else the order of the tuple.
+        """
 
     def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> Session:
         """Open a file for running on "auto", "cpu" or "cuda"."""
@@ -123,7 +126,7 @@ def find_exporter(path: str | Path) -> Exporter:
 
 def export(
     model: nn.Module,
-    example_inputs: tuple[torch.Tensor, ...],
+    example_inputs: Inputs,
     path: str | Path,
     *,
     metadata: dict[str, str] | None = None,
@@ -135,7 +138,8 @@ def export(
     model
         On any device and in any mode; both stay as they are.
     example_inputs
-        Its positional inputs, batch first. The file takes any batch size.
+        Its inputs, batch first: a tensor, a tuple, or a dict of named ones, whose names the file's
+        inputs get. The file takes any batch size.
     path
         An existing file is replaced.
     metadata
@@ -155,6 +159,22 @@ def export(
     if path.is_dir():
         raise MintError(f"'{path}' is a folder. Give the name of a file in it.")
     return exporter.export(model, example_inputs, path, metadata=metadata)
+
+
+def arrays(session: Session, inputs: Inputs) -> tuple[Array, ...]:
+    """What ``session.run`` takes: the tensors of a dict by the names of its inputs, others in their order.
+
+    Raises
+    ------
+    MintError
+        The session has an input that the dict has not.
+    """
+    if not isinstance(inputs, dict):
+        return tuple(x.cpu().numpy() for x in tensors(inputs))
+    names = [spec.name for spec in session.inputs]
+    if unknown := [name for name in names if name not in inputs]:
+        raise MintError(f"The model has an input '{unknown[0]}'; the data has {', '.join(inputs)}.")
+    return tuple(inputs[name].cpu().numpy() for name in names)
 
 
 @contextmanager

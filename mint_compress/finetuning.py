@@ -22,6 +22,7 @@ from mint_compress.devices import placed, resolve_device, seeded
 from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy
 from mint_compress.files import replacing
+from mint_compress.inputs import Inputs, count, mapped, run, select, to
 from mint_compress.outputs import first_tensor
 
 if TYPE_CHECKING:
@@ -302,27 +303,28 @@ class _Run:
 
     def _epoch(self, train: Source) -> float:
         total = torch.zeros((), device=self.accelerator.device)
-        count = 0
+        updates = 0
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for images, labels in batches(train, self.settings.batch_size, generator=self.generator):
             self.step += 1
-            if len(images) >= 2 * world:
-                total += self._update(images[rank::world], labels[rank::world])
-                count += 1
-            if count % CHECK_EVERY == 1:
+            if count(images) >= 2 * world:
+                mine = slice(rank, None, world)
+                total += self._update(select(images, mine), labels[mine])
+                updates += 1
+            if updates % CHECK_EVERY == 1:
                 self._check_finite(total)
             if self.progress:
                 self.progress("fine-tuning", self.step, self.steps)
-        if not count:
+        if not updates:
             raise MintError("Fine-tuning needs at least 2 training images in a batch. Give more data.")
         self._check_finite(total)
-        return float(total) / count
+        return float(total) / updates
 
-    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _update(self, images: Inputs, labels: Tensor) -> Tensor:
         settings, device = self.settings, self.accelerator.device
-        images, labels = images.to(device), labels.to(device)
-        if device.type == "cuda" and images.ndim == 4:
-            images = images.to(memory_format=torch.channels_last)
+        images, labels = to(images, device), labels.to(device)
+        if device.type == "cuda":
+            images = mapped(images, lambda x: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * one_cycle(min(self.step, self.steps) - 1, self.steps)
         self.model.train()
@@ -330,8 +332,8 @@ class _Run:
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = first_tensor(self.teacher(images))
-            logits = first_tensor(self.forward(images))
+                    taught = first_tensor(run(self.teacher, images))
+            logits = first_tensor(run(self.forward, images))
         loss = distillation_loss(
             logits,
             labels,

@@ -17,6 +17,7 @@ from mint_compress.channels import ChannelGroup, LayerShape, Member, Network, Si
 from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, Progress, layer_macs, shared_parameters
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError, first_line
+from mint_compress.inputs import Inputs, by_position
 from mint_compress.patches import in_channels, out_channels
 from mint_compress.proving import map_faults
 from mint_compress.removal import removable
@@ -38,7 +39,7 @@ class TooCostly(Exception):
 
 def find_groups(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | torch.Tensor,
+    example_inputs: Inputs,
     *,
     ignore: Iterable[str] = (),
     progress: Progress | None = None,
@@ -78,9 +79,14 @@ def find_groups(
     MintError
         A pattern that matches no layer, or a network that cannot be run or traced.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     ignored = _matching(model, ignore)
-    tell = progress or (lambda *_: None)
+    with by_position(model, example_inputs) as inputs:
+        return _found(model, inputs, ignored, progress or (lambda *_: None))
+
+
+def _found(
+    model: nn.Module, inputs: tuple[Any, ...], ignored: set[str], tell: Progress
+) -> list[ChannelGroup]:
     tell("analyse", 0, STEPS)
     reference, trace = _followed(model, inputs)
     tell("analyse", 1, STEPS)

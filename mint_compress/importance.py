@@ -10,11 +10,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from mint_compress.calibration import calibrate, model_inputs
+from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
+from mint_compress.inputs import by_position, of_batch, select
 from mint_compress.scoring import ChannelScores, score, uses_samples
 from mint_compress.slicing import slicer_of
 
@@ -56,8 +57,8 @@ class MutualInformationImportance(tp.importance.Importance):  # type: ignore[mis
         batches = list(batches)
         if not batches:
             raise MintError("The importance needs at least one batch of images; none was given.")
-        example = tuple(x[:1] for x in model_inputs(batches[0]))
-        self.groups: list[ChannelGroup] = find_groups(model, example, progress=progress)
+        with by_position(model, select(of_batch(batches[0]), slice(1))) as example:
+            self.groups: list[ChannelGroup] = find_groups(model, example, progress=progress)
         samples = uses_samples(estimator)
         calibration = calibrate(
             model, self.groups, batches, seed=seed, moments=not samples, samples=samples, progress=progress

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from mint_compress.datasets import Source, batches
 from mint_compress.errors import MintError
+from mint_compress.inputs import Inputs, InputShape, describe, shape_of, tensors
 from mint_compress.splitting import SPLIT_SEED
 
 NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -27,8 +28,8 @@ def load_splits(spec: str) -> dict[str, Source]:
     ----------
     spec
         The function is called without arguments and returns a dict (train, val, test) or a tuple in
-        that order, of DataLoaders, datasets or other iterables of (inputs, labels). Modules in the
-        working directory are found.
+        that order, of DataLoaders, datasets or other iterables of (inputs, labels), where inputs is a
+        tensor, or a tuple or dict of tensors. Modules in the working directory are found.
 
     Returns
     -------
@@ -147,8 +148,10 @@ def class_count(source: Source) -> int:
     return count
 
 
-def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Shape of one image, after looking at the first batch.
+def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) -> InputShape:
+    """Shape of one image, or of each input, after looking at the first batch.
+
+    One of several inputs must be floats; the others may be masks or numbers, and go as they are.
 
     Raises
     ------
@@ -156,18 +159,20 @@ def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) 
         No batch, images that are no floats or hold NaN, labels that are no integers from 0, another
         shape than ``input_shape``.
     """
-    first: tuple[Tensor, Tensor] | None = next(iter(batches(source, 2)), None)
+    first: tuple[Inputs, Tensor] | None = next(iter(batches(source, 2)), None)
     if first is None:
         raise MintError(f"{spec}: the loader gives no batches.")
     images, labels = first
-    if not images.is_floating_point():
-        raise MintError(f"{spec}: the loader gives {images.dtype} images. Give normalised float32 tensors.")
-    if not torch.isfinite(images).all():
+    every = tensors(images)
+    if not any(x.is_floating_point() for x in every):
+        kinds = ", ".join(str(x.dtype) for x in every)
+        raise MintError(f"{spec}: the loader gives {kinds} images. Give normalised float32 tensors.")
+    if not all(torch.isfinite(x).all() for x in every):
         raise MintError(f"{spec}: the loader gives images with NaN or infinite values. Remove them.")
     if labels.is_floating_point() or labels.dtype == torch.bool or bool((labels < 0).any()):
         raise MintError(f"{spec}: the loader gives {labels.dtype} labels. Labels are integers from 0.")
-    shape = tuple(images.shape[1:])
+    shape = shape_of(images)
     if input_shape is not None and shape != input_shape:
-        has, wants = ("x".join(map(str, s)) for s in (shape, input_shape))
+        has, wants = describe(shape), describe(input_shape)
         raise MintError(f"{spec}: the loader gives images of {has}, but the network takes {wants}.")
     return shape

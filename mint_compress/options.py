@@ -136,9 +136,7 @@ def check_sweep(
     if data is None:
         raise MintError("A sweep compares accuracies, and so needs --data.")
     if not ratio:
-        raise MintError(
-            "No ratios given. Say which shares go, for example --ratio 0.5,0.75."
-        )
+        raise MintError("No ratios given. Say which shares go, for example --ratio 0.5,0.75.")
     grid = itertools.product(ratio, estimator, groups, upper_limit, samples_per_class or (None,), seed)
     for one, name, blocks, limit, samples, number in grid:
         check_options(

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
-from mint_compress.exporting import Array, Session, on_cpu
+from mint_compress.exporting import Array, Session, arrays, on_cpu
+from mint_compress.inputs import Inputs, count, mapped, run, select
 from mint_compress.outputs import tensors_in
 
 BATCHES = (1, 7)
@@ -39,7 +40,7 @@ class Parity:
 def check_parity(
     model: nn.Module,
     session: Session,
-    samples: torch.Tensor | tuple[torch.Tensor, ...],
+    samples: Inputs,
     *,
     tolerance: float = 1e-4,
 ) -> Parity:
@@ -52,7 +53,7 @@ def check_parity(
     session
         The exported file, opened.
     samples
-        Real inputs (n, ...), one tensor per input. Fewer than seven are repeated.
+        Real inputs (n, ...), a dict of them by name. Fewer than seven are repeated.
     tolerance
         Largest difference allowed, as a share of the largest magnitude of that output.
 
@@ -61,16 +62,16 @@ def check_parity(
     CheckFailed
         Number or shape of the outputs, or a difference above the tolerance, or not a number.
     """
-    inputs = tuple(x.detach().cpu() for x in as_tuple(samples))
-    if not len(inputs[0]):
+    inputs = mapped(samples, lambda x: x.detach().cpu())
+    if not count(inputs):
         raise MintError("Parity needs at least one sample; none was given.")
     gaps: list[list[float]] = []
     magnitudes: list[list[float]] = []
     agreed: list[Array] = []
     with on_cpu(model) as reference, torch.no_grad():
         for batch in _batches(inputs):
-            expected = [output.numpy() for output in tensors_in(reference(*batch))]
-            got = session.run(tuple(x.numpy() for x in batch))
+            expected = [output.numpy() for output in tensors_in(run(reference, batch))]
+            got = session.run(arrays(session, batch))
             _same_shapes(expected, got)
             gaps.append(
                 [_largest(want.astype(np.float64) - have) for want, have in zip(expected, got, strict=True)]
@@ -91,19 +92,14 @@ def check_parity(
     return Parity(float(np.max(gap)), relative, top1)
 
 
-def as_tuple(samples: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """One tensor per input of the model."""
-    return (samples,) if isinstance(samples, torch.Tensor) else samples
-
-
-def _batches(inputs: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
+def _batches(inputs: Inputs) -> Iterator[Inputs]:
     """For each size in `BATCHES`: the first few samples one by one, then all of them in sevens."""
     single, full = BATCHES
-    if (count := len(inputs[0])) < full:
-        inputs = tuple(x[torch.arange(full) % count] for x in inputs)
-    for size, end in ((single, full), (full, len(inputs[0]))):
+    if count(inputs) < full:
+        inputs = select(inputs, torch.arange(full) % count(inputs))
+    for size, end in ((single, full), (full, count(inputs))):
         for start in range(0, end, size):
-            yield tuple(x[start : min(start + size, end)] for x in inputs)
+            yield select(inputs, slice(start, min(start + size, end)))
 
 
 def _same_shapes(expected: list[Array], got: list[Array]) -> None:

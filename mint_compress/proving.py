@@ -121,6 +121,9 @@ def tell_apart(
 def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
     """Whether the outputs depend on what each group's producers give, by one backward pass."""
     model = reference.model
+    names, parameters = list(dict(model.named_parameters())), list(model.parameters())
+    if not parameters:
+        return [False] * len(groups)
     with torch.enable_grad():
         outputs = list(tensors_in(model(*reference.inputs)))
         if reference.in_training:
@@ -132,7 +135,6 @@ def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]
             for t in outputs
             if t.requires_grad
         )
-        names, parameters = zip(*model.named_parameters(), strict=True)
         grads = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
     effect = {
         name: float(p.detach().norm() * g.norm()) if g is not None else 0.0

@@ -33,6 +33,7 @@ ADAPTED: dict[tuple[str, str], tuple[str, ...]] = {
         ("timm", name): ("num_heads", "head_dim", "attn_dim", "scale")
         for name in ("Attention", "AttentionRope", "EvaAttention")
     },
+    ("timm", "WindowAttention"): ("num_heads",),
 }
 
 

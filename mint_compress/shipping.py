@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mint_compress.benchmarking import benchmark
 from mint_compress.checkpoints import builder_of, save
 from mint_compress.counting import Progress
-from mint_compress.exporting import export, find_exporter
+from mint_compress.exporting import arrays, export, find_exporter
 from mint_compress.files import sha256_of
+from mint_compress.inputs import Inputs, count, select
 from mint_compress.options import Outputs, outputs
 from mint_compress.planning import PruningPlan
 from mint_compress.reporting import Report
@@ -32,7 +33,7 @@ def ship(
     original: nn.Module,
     pruned: nn.Module,
     plan: PruningPlan,
-    images: Tensor,
+    images: Inputs,
     target: Outputs,
     *,
     provider: str = "auto",
@@ -52,7 +53,7 @@ def ship(
     plan
         What was removed.
     images
-        ``(n, ...)`` real samples for parity and timing.
+        Real samples, batch first, for parity and timing.
     target
         Names of the files.
     provider, threads, batch, seconds
@@ -71,7 +72,7 @@ def ship(
     with _staging(target) as stage:
         tell = progress or (lambda *_: None)
         save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
-        example = (images[:2],)
+        example = select(images, slice(2))
         tell("export", 0, 2)
         exported = export(pruned, example, stage.export, metadata={"mint_compress": version("mint-compress")})
         tell("export", 1, 2)
@@ -79,7 +80,7 @@ def ship(
         tell("export", 2, 2)
         modules = {name for name, _ in pruned.named_modules()}
         receipt, parity = verify(
-            original, pruned, exported, images[:PARITY_IMAGES],
+            original, pruned, exported, select(images, slice(PARITY_IMAGES)),
             predicted={n: after for n, (_, after) in plan.layers.items() if n in modules},
             tensors_path=stage.tensors, device=provider, threads=threads, progress=progress,
         )  # fmt: skip
@@ -88,8 +89,8 @@ def ship(
         before, after = (
             exporter.open(r.path, device=provider, threads=threads) for r in (reference, exported)
         )
-        inputs = images[torch.arange(batch) % len(images)].numpy()
-        times = benchmark(before, after, (inputs,), seconds=seconds, progress=progress)
+        inputs = arrays(after, select(images, torch.arange(batch) % count(images)))
+        times = benchmark(before, after, inputs, seconds=seconds, progress=progress)
         report = replace(
             report,
             receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},
@@ -134,4 +135,3 @@ def _staging(target: Outputs) -> Iterator[Outputs]:
         yield outputs(Path(folder) / target.export.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mint_compress.datasets import Source, batches
 from mint_compress.errors import MintError
+from mint_compress.inputs import Inputs, concatenate, select
 
 # splits are the same whatever the seed: a second run must not train on what a first one held out
 SPLIT_SEED = 0
@@ -53,14 +54,15 @@ def balanced_draw(labels: Tensor, count: int, *, seed: int) -> Tensor:
     return chosen[torch.randperm(len(chosen), generator=generator)]
 
 
-def draw_from_batches(source: Source, classes: int, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+def draw_from_batches(source: Source, classes: int, count: int, *, seed: int) -> tuple[Inputs, Tensor]:
     """One pass over a source whose labels are not known beforehand, ended as soon as there is enough."""
     quota = -(-count // classes)
     taken: Counter[int] = Counter()
-    chosen: list[tuple[Tensor, Tensor]] = []
-    spare: list[tuple[Tensor, Tensor]] = []
+    chosen: list[tuple[Inputs, Tensor]] = []
+    spare: list[tuple[Inputs, Tensor]] = []
     for images, labels in batches(source, 256, generator=torch.Generator().manual_seed(seed)):
-        for image, label in zip(images, labels, strict=True):
+        for row, label in enumerate(labels):
+            image = select(images, slice(row, row + 1))
             # a label map (segmentation) is no class; such images are taken as they come
             key = int(label) if label.ndim == 0 else -1
             if key < 0 or taken[key] < quota:
@@ -73,4 +75,4 @@ def draw_from_batches(source: Source, classes: int, count: int, *, seed: int) ->
     chosen = (chosen + spare)[:count]
     if not chosen:
         raise MintError("The training loader gives no images to calibrate on.")
-    return torch.stack([image for image, _ in chosen]), torch.stack([label for _, label in chosen])
+    return concatenate([image for image, _ in chosen]), torch.stack([label for _, label in chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mint_compress.counting import NORMS, WEIGHTED, layer_macs
 from mint_compress.outputs import tensors_in
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-9
 """Largest relative change of the outputs, in float64, that counts as none."""
+
+NARROWING = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
 WORK = 150 * 10**9
 """Multiply-accumulate operations that may be spent on telling wrong groups from right ones."""
@@ -78,7 +82,33 @@ def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, 
                     bare.data.uniform_(0.5, 1.5, generator=generator)
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
+    _run_in_double_(twin)
     return twin, tuple(_to_double(x) for x in inputs)
+
+
+class _InDouble(TorchFunctionMode):
+    """A forward that asks for single or half precision (``x.float()``) gets double."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = torch.Tensor.double if func in NARROWING else func
+        args = tuple(_widened(a) for a in args)
+        return func(*args, **{k: _widened(v) for k, v in (kwargs or {}).items()})
+
+
+def _widened(value: Any) -> Any:
+    narrow = isinstance(value, torch.dtype) and value.is_floating_point
+    return torch.float64 if narrow else value
+
+
+def _run_in_double_(twin: nn.Module) -> None:
+    forward = twin.forward
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with _InDouble():
+            return forward(*args, **kwargs)
+
+    twin.forward = wrapped
 
 
 def _to_double(x: Any) -> Any:

@@ -26,7 +26,8 @@ from mint_compress.counting import (
 from mint_compress.devices import device_of
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting import ExportResult, find_exporter
-from mint_compress.parity import Parity, as_tuple, check_parity
+from mint_compress.inputs import Inputs, run, select, to
+from mint_compress.parity import Parity, check_parity
 
 Shape = tuple[int, ...]
 
@@ -91,7 +92,7 @@ def verify(
     original: nn.Module,
     pruned: nn.Module,
     export: ExportResult,
-    samples: torch.Tensor | tuple[torch.Tensor, ...],
+    samples: Inputs,
     *,
     predicted: Mapping[str, int] | None = None,
     tensors_path: Path | None = None,
@@ -102,14 +103,13 @@ def verify(
 ) -> tuple[Receipt, Parity]:
     """Check the receipt and the parity of an exported model.
 
-    See `check_receipt` and `check_parity`; ``samples`` (n, ...), one tensor per input, serve both.
+    See `check_receipt` and `check_parity`; ``samples`` (n, ...) of every input serve both.
 
     Raises
     ------
     CheckFailed
         The first difference found.
     """
-    inputs = as_tuple(samples)
     tell = progress or (lambda *_: None)
     tell("verify", 0, 2)
     receipt = check_receipt(
@@ -118,11 +118,11 @@ def verify(
         predicted=predicted,
         tensors_path=tensors_path,
         export=export,
-        example_inputs=tuple(x[:2] for x in inputs),
+        example_inputs=select(samples, slice(2)),
     )
     tell("verify", 1, 2)
     session = find_exporter(export.path).open(export.path, device=device, threads=threads)
-    parity = check_parity(pruned, session, inputs, tolerance=tolerance)
+    parity = check_parity(pruned, session, samples, tolerance=tolerance)
     tell("verify", 2, 2)
     return receipt, parity
 
@@ -131,7 +131,7 @@ def check_receipt(
     original: nn.Module,
     pruned: nn.Module,
     *,
-    example_inputs: tuple[torch.Tensor, ...],
+    example_inputs: Inputs,
     predicted: Mapping[str, int] | None = None,
     tensors_path: Path | None = None,
     export: ExportResult | None = None,
@@ -143,7 +143,7 @@ def check_receipt(
     original, pruned
         The network before and after, with the same layer names.
     example_inputs
-        Positional inputs, batch first.
+        Inputs, batch first.
     predicted
         Layer name -> parameters after, from the plan; convolutions and linear layers that it does
         not name must be unchanged. None: not compared.
@@ -179,9 +179,7 @@ def check_receipt(
     )
 
 
-def layer_counts(
-    original: nn.Module, pruned: nn.Module, example_inputs: tuple[torch.Tensor, ...]
-) -> tuple[LayerCount, ...]:
+def layer_counts(original: nn.Module, pruned: nn.Module, example_inputs: Inputs) -> tuple[LayerCount, ...]:
     """Weights of every convolution and linear layer before and after, in the order of their first calls.
 
     A pair is the layer called before and the layer itself; a layer that is never called stands alone,
@@ -298,7 +296,7 @@ def check_export(
     return total
 
 
-def never_run(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+def never_run(model: nn.Module, example_inputs: Inputs) -> tuple[str, ...]:
     """Modules with parameters of their own that are not called in eval mode, by qualified name."""
     called = set(_called(model, example_inputs))
     return tuple(
@@ -306,7 +304,7 @@ def never_run(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tup
     )
 
 
-def _called(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> list[str]:
+def _called(model: nn.Module, example_inputs: Inputs) -> list[str]:
     """Qualified names of all modules in the order of their first calls."""
     order: dict[str, None] = {}
     handles = [
@@ -314,13 +312,13 @@ def _called(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> list[
         for name, module in model.named_modules()
     ]
     with hooked(handles), evaluating(model), torch.no_grad():
-        model(*_beside(model, example_inputs))
+        run(model, _beside(model, example_inputs))
     return list(order)
 
 
-def _beside(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _beside(model: nn.Module, inputs: Inputs) -> Inputs:
     """The inputs on the device of the model."""
-    return tuple(x.to(device_of(model)) for x in inputs)
+    return to(inputs, device_of(model))
 
 
 def _weights(model: nn.Module) -> dict[str, int]:

@@ -514,3 +514,29 @@ def test_the_same_groups_whenever_asked() -> None:
     assert [(g.name, g.prunable, members(g)) for g in one] == [
         (g.name, g.prunable, members(g)) for g in other
     ]
+
+
+class InSinglePrecision(Chain):
+    """Asks for float32 whatever it is given, as careful code for mixed precision does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.bn1(self.conv1(x.to(torch.float32)))).float()))
+        return self.fc(x.mean((2, 3)).type(torch.float32))  # type: ignore[no-any-return]
+
+
+def test_a_forward_that_insists_on_single_precision_is_analysed_in_double() -> None:
+    model = InSinglePrecision().eval()
+    groups = find_groups(model, torch.randn(1, 3, 6, 6))
+    assert {g.name: g.prunable for g in groups} == {"conv1": True, "conv2": True, "fc": False}
+    assert "forward" not in vars(model)
+
+
+def test_inputs_by_name_are_lent_by_position() -> None:
+    class Named(Chain):
+        def forward(self, *, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    model = Named().eval()
+    groups = find_groups(model, {"image": torch.randn(1, 3, 6, 6)})
+    assert {g.name: g.prunable for g in groups} == {"conv1": True, "conv2": True, "fc": False}
+    assert "forward" not in vars(model)

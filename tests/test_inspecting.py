@@ -144,10 +144,10 @@ def test_every_reason_is_told_and_nothing_prunable_is_a_ratio_of_zero() -> None:
     assert [g.name for g in found.groups if g.prunable] == ["conv1"]
     assert all(g.reason and f"{g.reason}: {g.name}" in str(found) for g in found.groups if not g.prunable)
     found = look("auxiliary", ignore=("*",))
-    assert (found.most_ratio, [g.prunable for g in found.groups]) == (0.0, [False] * 4)
+    assert (found.most_ratio, [g.prunable for g in found.groups]) == (0.0, [False] * 3)
     assert "Reachable   nothing can go with --upper-limit 0.95 --round-to 1" in str(found)
-    aux = next(g for g in found.groups if g.name == "aux")
-    assert (aux.parameters, aux.width, aux.producers) == (28, 4, ())  # 6 x 4 and 4
+    head = next(g for g in found.groups if g.name == "fc")
+    assert (head.parameters, head.width) == (24 + 28, 4)  # 5 x 4 and 4, and 6 x 4 and 4 of aux
 
 
 def test_a_network_without_layers_has_no_groups() -> None:

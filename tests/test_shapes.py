@@ -1,8 +1,10 @@
 """Pruned networks saved and loaded again: the same to the last bit, whatever was pruned."""
 
+import copy
 import os
 
 import hostile
+import numpy as np
 import pytest
 import torch
 from hostile import rewrite
@@ -12,8 +14,12 @@ from torch import nn
 from mint_compress import checkpoints
 from mint_compress.architectures import WithoutRandomInit
 from mint_compress.checkpoints import Builder, save
+from mint_compress.devices import seeded
 from mint_compress.errors import MintError
+from mint_compress.groups import find_groups
 from mint_compress.models import builder_of, load, load_model, remember_builder
+from mint_compress.planning import make_plan
+from mint_compress.pruning import prune_
 from mint_compress.zoo import BUILDERS
 
 
@@ -269,3 +275,20 @@ def test_other_kernels_and_dimensions_are_another_architecture(tmp_path):
         load(tmp_path / "a.safetensors", builder=narrow)
     with pytest.raises(MintError, match=r"'0.weight' is \(4, 3, 3, 3\) in the file and \(8, 3, 5\)"):
         load(tmp_path / "a.safetensors", builder=lambda: nn.Sequential(nn.Conv1d(3, 8, 5)))
+
+
+def test_heads_of_windows_go_and_come_back_from_a_file(tmp_path):
+    swin = pytest.importorskip("timm.models.swin_transformer")
+
+    def make():
+        sizes = dict(img_size=32, patch_size=4, window_size=4, embed_dim=16)
+        return swin.SwinTransformer(**sizes, depths=(2, 1), num_heads=(4, 8), num_classes=3).eval()
+
+    with seeded(0):
+        model, x = make(), torch.randn(2, 3, 32, 32)
+    groups = find_groups(model, x[:1])
+    masks = {g.name: np.arange(g.width) < g.width // 2 for g in groups if g.prunable}
+    pruned = prune_(copy.deepcopy(model), make_plan(groups, masks, asked=0.5))
+    assert [m.num_heads for m in pruned.modules() if type(m).__name__ == "WindowAttention"] == [2, 2, 4]
+    save(pruned, tmp_path / "pruned.safetensors")
+    assert torch.equal(load(tmp_path / "pruned.safetensors", builder=make)(x), pruned(x))

@@ -20,6 +20,7 @@ from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting import Array, ExportResult, InputSpec, on_cpu
+from mint_compress.inputs import Inputs, mapped, tensors
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -44,13 +45,16 @@ class OnnxExporter:
     def export(
         self,
         model: nn.Module,
-        example_inputs: tuple[torch.Tensor, ...],
+        example_inputs: Inputs,
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
         optimize: bool = True,
     ) -> ExportResult:
         """Write ``model`` to ``path``, checked, and replace what was there only when all is done.
+
+        The file's inputs are called after the keys of a dict, or x0, x1 ... where there are several
+        without names; a single one keeps the name it has in ``forward``.
 
         Weights above `LARGEST_SINGLE_FILE` go to ``NAME.onnx.data`` beside it; a note says so.
 
@@ -131,18 +135,25 @@ class OnnxSession:
         return outputs
 
 
-def _trace(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, optimize: bool) -> onnx_ir.Model:
+def _trace(model: nn.Module, example_inputs: Inputs, *, optimize: bool) -> onnx_ir.Model:
     """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic."""
     # a batch of one may be taken for a constant while tracing
-    batches = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in (x.cpu() for x in example_inputs))
+    given = mapped(example_inputs, lambda x: torch.cat([x, x]).cpu() if x.shape[0] == 1 else x.cpu())
+    args, kwargs = ((), given) if isinstance(given, dict) else (tensors(given), {})
+    names = [f"x{i}" for i in range(len(args))] if len(args) > 1 else None
+    dynamic = torch.export.ShapesCollection()
+    for x in tensors(given):
+        dynamic[x] = {0: "batch"}
     try:
         with on_cpu(model) as network, torch.no_grad(), _quiet():
             program = torch.onnx.export(
                 network,
-                batches,
+                args,
+                kwargs=kwargs,
                 dynamo=True,
                 verbose=False,
-                dynamic_shapes=tuple({0: "batch"} for _ in batches),
+                input_names=names,
+                dynamic_shapes=dynamic.dynamic_shapes(network, args, kwargs),
                 external_data=False,
                 optimize=optimize,
             )

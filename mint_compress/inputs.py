@@ -1,0 +1,127 @@
+"""What a network is given: one tensor, several by position, or several by name, all with the batch first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""One batch: ``model(x)``, ``model(*inputs)`` or ``model(**inputs)``."""
+
+InputShape = tuple[int, ...] | tuple[tuple[int, ...], ...] | dict[str, tuple[int, ...]]
+"""The shape of one sample of each input, without the batch."""
+
+
+def of_batch(batch: Any) -> Inputs:
+    """The inputs of a batch: what stands first in (inputs, labels); a tensor or a mapping as it is."""
+    first = batch[0] if isinstance(batch, tuple | list) else batch
+    if isinstance(first, Mapping):
+        return dict(first)
+    return tuple(first) if isinstance(first, list) else first
+
+
+def run(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Call ``model``: several tensors by position, those of a dict by name."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    """All tensors, in their order; what an optional argument has instead of one is passed over."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return tuple(x for x in values if isinstance(x, Tensor))
+
+
+def count(inputs: Inputs) -> int:
+    """Samples in the batch."""
+    return int(tensors(inputs)[0].shape[0])
+
+
+def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """``change`` done to every tensor."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {name: change(x) for name, x in inputs.items()}
+    return tuple(change(x) for x in inputs)
+
+
+def to(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """On ``device``."""
+    return mapped(inputs, lambda x: x.to(device))
+
+
+def select(inputs: Inputs, rows: Tensor | slice) -> Inputs:
+    """Some samples of the batch, by their numbers or as a slice."""
+    return mapped(inputs, lambda x: x[rows])
+
+
+def split(inputs: Inputs, size: int) -> list[tuple[Inputs, None]]:
+    """Batches of ``size`` without labels; as pairs, since two tensors alone would be inputs and labels."""
+    starts = range(0, count(inputs), size)
+    return [(select(inputs, slice(start, start + size)), None) for start in starts]
+
+
+def concatenate(parts: Sequence[Inputs]) -> Inputs:
+    """One batch of several, which must be of one kind."""
+    first = parts[0]
+    columns = [torch.cat(column) for column in zip(*map(tensors, parts), strict=True)]
+    if isinstance(first, Tensor):
+        return columns[0]
+    return dict(zip(first, columns, strict=True)) if isinstance(first, dict) else tuple(columns)
+
+
+def shape_of(inputs: Inputs) -> InputShape:
+    """Shape of one sample, of each input."""
+    if isinstance(inputs, Tensor):
+        return tuple(inputs.shape[1:])
+    if isinstance(inputs, dict):
+        return {name: tuple(x.shape[1:]) for name, x in inputs.items()}
+    return tuple(tuple(x.shape[1:]) for x in inputs)
+
+
+def is_single(shape: InputShape) -> TypeGuard[tuple[int, ...]]:
+    """Whether this is the shape of one tensor alone."""
+    return not isinstance(shape, dict) and all(isinstance(size, int) for size in shape)
+
+
+def describe(shape: InputShape) -> str:
+    """For a person: ``3x32x32``, ``3x32x32 + 10``, or ``x 3x32x32 + mask 10``."""
+    if is_single(shape):
+        return "x".join(map(str, shape)) or "scalar"
+    if isinstance(shape, dict):
+        return " + ".join(f"{name} {describe(each)}" for name, each in shape.items())
+    return " + ".join(describe(each) for each in shape)  # type: ignore[arg-type]
+
+
+@contextmanager
+def by_position(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
+    """Lend the tensors as positional inputs; meanwhile ``model``, and copies of it, take a dict's so.
+
+    Whoever analyses a network calls ``model(*inputs)``. Names that go by keyword only, or into
+    ``**kwargs``, have no position of their own: the order of the dict gives them one.
+    """
+    if not isinstance(inputs, dict):
+        yield tensors(inputs)
+        return
+    names = tuple(inputs)
+    own = {key: value for key, value in vars(model).items() if key == "forward"}
+
+    def positional(self: nn.Module, *values: Any) -> Any:
+        return type(self).forward(self, **dict(zip(names, values, strict=True)))
+
+    # a bound method, so that a deep copy's runs the copy and not the model it was copied from
+    vars(model)["forward"] = MethodType(positional, model)
+    try:
+        yield tensors(inputs)
+    finally:
+        del vars(model)["forward"]
+        vars(model).update(own)

@@ -44,7 +44,7 @@ def find_estimator(name: str) -> Estimator:
     Parameters
     ----------
     name
-        ``gaussian``, ``gmi``, ``mint``, ``knn``, or the name of an entry point of ``mint_compress.estimators``.
+        One of :data:`BUILT_IN`, or the name of an entry point of ``mint_compress.estimators``.
 
     Raises
     ------

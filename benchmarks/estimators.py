@@ -51,7 +51,7 @@ class Sizes:
     rows: int = 2500
     width: int = 512
     group: int = 4
-    trees: int = 16
+    trees: int = 64
     children: int = 128
     layers: tuple[tuple[int, int], ...] = VGG16
 

@@ -171,10 +171,14 @@ class Fit:
 
     def nats(self, parents: Tensor, children: Tensor, whiten: Tensor) -> Tensor:
         """``(Q, P)`` plug-in nats of parent groups ``(P, b)`` and whitened child groups ``(Q, a)``."""
+        (a, b) = children.shape[1], parents.shape[1]
+        if a == b == 1:  # by far the most frequent; in place, as new memory costs more than arithmetic
+            share = self.weight.T.index_select(0, children[:, 0]).index_select(1, parents[:, 0])
+            share.square_().div_(self.precision.diagonal()[parents[:, 0]]).mul_(whiten[:, 0].square())
+            return share.log1p_().mul_(0.5)
         own = self.precision[parents[:, :, None], parents[:, None, :]]
         # (P, b, C); its products over b are w_p' K_pp^-1 w_p
         reach = _inverse_factor(own, "of a parent group") @ self.weight[parents]
-        (a, b) = children.shape[1], parents.shape[1]
         if a == 1:
             share = reach.square().sum(1).T.contiguous()[children[:, 0]]
             return share.mul_(whiten[:, 0].square()).log1p_().mul_(0.5)
@@ -237,8 +241,14 @@ def _fit(samples: Samples, dtype: torch.dtype, noise: float, ridge: float, shrin
     precision = torch.full_like(factor, math.inf) if singular else torch.cholesky_inverse(factor)
     weight = precision @ cross
     own = mean_square(x).double()
-    residual = own.lerp(torch.ones_like(own), share) + noise - (cross * weight).sum(0)
+    residual = own.lerp(torch.ones_like(own), share) + noise - _column_products(cross, weight)
     return Fit(x, covariance, cross, precision, weight, residual.masked_fill_(own == 0, 1), share)
+
+
+def _column_products(one: Tensor, other: Tensor) -> Tensor:
+    """``(one * other).sum(0)``, some rows at a time: what stays in the cache costs nothing."""
+    strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
+    return torch.stack([(a * b).sum(0) for a, b in strips]).sum(0)
 
 
 def _with_itself(values: Tensor) -> Tensor:

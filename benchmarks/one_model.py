@@ -1,8 +1,8 @@
 """One architecture of the coverage table: everything that has to work with it, in a process of its own.
 
-    python benchmarks/coverage_model.py torchvision:resnet18 FOLDER random
+    python benchmarks/one_model.py torchvision:resnet18 FOLDER random
 
-Writes what it finds, step by step, to FOLDER/log.jsonl; ``coverage.py`` says what "worked" means.
+Writes what it finds, step by step, to FOLDER/log.jsonl; ``model_coverage.py`` says what "worked" means.
 """
 
 from __future__ import annotations

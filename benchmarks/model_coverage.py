@@ -1,8 +1,8 @@
 """Which public architectures can be pruned, trained on, saved, loaded and exported, with random weights.
 
-    python benchmarks/coverage.py                          # run what has no result yet, then write the table
-    python benchmarks/coverage.py --only '*resnet*' --again
-    python benchmarks/coverage.py --table                  # the table alone
+    python benchmarks/model_coverage.py                          # run what has no result yet, then write the table
+    python benchmarks/model_coverage.py --only '*resnet*' --again
+    python benchmarks/model_coverage.py --table                  # the table alone
 
 Every torchvision classifier and segmentation model, and of timm the first pretrained entry of each module of
 ``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
@@ -106,7 +106,7 @@ def supervise(choice: Choice, estimator: str, seconds: float, gigabytes: float) 
     """Run one model in a process and put together what it found, or why it was stopped."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+") as errors:
-        command = [sys.executable, str(HERE / "coverage_model.py"), choice.name, folder, estimator]
+        command = [sys.executable, str(HERE / "one_model.py"), choice.name, folder, estimator]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=errors,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -224,7 +224,7 @@ def _head(ran: Sequence[Record], worked: Sequence[Record]) -> list[str]:
     return [
         "# Coverage",
         "",
-        "Written by `python benchmarks/coverage.py`, which says which models are run and what must work: in",
+        "Written by `python benchmarks/model_coverage.py`, which says which models are run and what must work: in",
         "short, with random weights at the smallest input: 50 % of the parameters really gone, a training",
         "step, a saved file that loads again, and an ONNX export whose counts and outputs agree.",
         "",

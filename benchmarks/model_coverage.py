@@ -1,8 +1,8 @@
 """Which public architectures can be pruned, trained on, saved, loaded and exported, with random weights.
 
-    python benchmarks/model_coverage.py                          # run what has no result yet, then write the table
+    python benchmarks/model_coverage.py                    # run what has no result yet, then write the table
     python benchmarks/model_coverage.py --only '*resnet*' --again
-    python benchmarks/model_coverage.py --table                  # the table alone
+    python benchmarks/model_coverage.py --table            # the table alone
 
 Every torchvision classifier and segmentation model, and of timm the first pretrained entry of each module of
 ``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
@@ -224,9 +224,9 @@ def _head(ran: Sequence[Record], worked: Sequence[Record]) -> list[str]:
     return [
         "# Coverage",
         "",
-        "Written by `python benchmarks/model_coverage.py`, which says which models are run and what must work: in",
-        "short, with random weights at the smallest input: 50 % of the parameters really gone, a training",
-        "step, a saved file that loads again, and an ONNX export whose counts and outputs agree.",
+        "Written by `python benchmarks/model_coverage.py`, which says which models are run and what must",
+        "work: in short, with random weights at the smallest input: 50 % of the parameters really gone, a",
+        "training step, a saved file that loads again, and an ONNX export whose counts and outputs agree.",
         "",
         f"**{len(worked)} of {len(ran)} worked{share}**{when}; {', '.join(sorted(versions))}; CPU.",
         "",

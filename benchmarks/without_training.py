@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from pathlib import Path
 
 import torch
-from controls import magnitude, random, uniform_plan
 
 import mint_compress as mc
 from mint_compress.data import synthetic_images
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from controls import CRITERIA, Scores, allocate, random
 
 
 def main() -> None:
@@ -54,20 +57,18 @@ def main() -> None:
     planned = time.perf_counter() - start
     print(f"scoring and planning: {planned:.0f} s")
 
-    count = ours.parameters[1]
+    def uniform(own: Scores) -> mc.PruningPlan:
+        left = ours.parameters[1]
+        return allocate(groups, own, "uniform", left, ratio=options.ratio, round_to=options.round_to)
+
+    magnitude = CRITERIA["L2 magnitude"](model, groups, images[:1], torch.zeros(1, dtype=torch.long), 0)
     plans = {
         "gaussian, one threshold": ours,
-        "gaussian, uniform": uniform_plan(
-            groups, {n: v.numpy() for n, v in scores.nats.items()}, count, round_to=options.round_to
-        ),
-        "L2 group magnitude, uniform": uniform_plan(
-            groups, magnitude(model, groups, images[:1]), count, round_to=options.round_to
-        ),
+        "gaussian, uniform": uniform({n: v.numpy() for n, v in scores.nats.items()}),
+        "L2 group magnitude, uniform": uniform(magnitude),
     }
     for seed in range(options.seeds):
-        plans[f"random {seed}, uniform"] = uniform_plan(
-            groups, random(groups, seed), count, round_to=options.round_to
-        )
+        plans[f"random {seed}, uniform"] = uniform(random(model, groups, images, images, seed))
     print("| selection | removed | MACs left | nothing | repaired | repair s |\n|---|---|---|---|---|---|")
     for name, chosen in plans.items():
         row = measure(model, chosen, batches, data)

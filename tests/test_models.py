@@ -8,7 +8,7 @@ import torch
 from surgery import difference, own, randomise
 from torch import nn
 
-from mint_compress.architectures import WithoutRandomInit, outline, resolve
+from mint_compress.architectures import WithoutRandomInit, build, outline, resolve
 from mint_compress.checkpoints import Builder, save
 from mint_compress.errors import MintError
 from mint_compress.models import builder_of, input_shape_of, load, load_model
@@ -301,4 +301,21 @@ def test_building_leaves_the_global_generator_alone(tmp_path, monkeypatch):
     before = torch.get_rng_state()
     load_model(tmp_path / "a.pt", arch="ownbuilder:make")
     load_model(tmp_path / "b.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("settings", [{"std": 0.02}, {"mean": 5.0, "std": 0.1, "a": -2.0, "b": 2.0}])
+def test_initialisers_that_draw_until_all_fits_end(settings):
+    # what is in memory before lies outside every interval
+    weight = nn.Parameter(torch.full((50, 50), 1e30))
+    with WithoutRandomInit():
+        nn.init.trunc_normal_(weight, **settings)
+    assert bool((weight.abs() <= 2).all())
+
+
+def test_building_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    build(Builder("torchvision:convnext_tiny", {}))
+    outline("torchvision:squeezenet1_1", {})
     assert torch.equal(torch.get_rng_state(), before)

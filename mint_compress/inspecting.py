@@ -20,6 +20,7 @@ from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import check_inspection
 from mint_compress.planning import Budget, PruningPlan, _Candidate, make_plan
+from mint_compress.reporting import as_text
 from mint_compress.scoring import ChannelScores
 
 if TYPE_CHECKING:
@@ -100,14 +101,7 @@ class Inspection:
         return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
-        import io
-
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.padding import Padding

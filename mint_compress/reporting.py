@@ -44,6 +44,18 @@ class LeftAlone(TypedDict):
     reason: str
 
 
+def as_text(result: object) -> str:
+    """What rich prints of ``result`` on a terminal of 80 columns without colours."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(result)
+    return capture.get()
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything a run found out; the fields are the keys of ``OUT.json``.
@@ -124,14 +136,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
-        import io
-
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.padding import Padding

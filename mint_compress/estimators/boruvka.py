@@ -24,19 +24,7 @@ NONE = torch.iinfo(torch.int64).max
 def cross_edges_by_boruvka(bases: Tensor, points: Tensor, labels: Tensor) -> Tensor:
     """Count the trees' edges that join the two samples, as :func:`~.mst.cross_edges` does.
 
-    Parameters
-    ----------
-    bases
-        ``(P, N, N)`` float32 squared distances.
-    points
-        ``(B, N, a)`` float32 further coordinates.
-    labels
-        ``(N,)`` bool.
-
-    Returns
-    -------
-    Tensor
-        ``(P, B)`` int64.
+    Parameters and result are those of :func:`~.mst.cross_edges_by_prim`.
     """
     counts = []
     for base in bases:

@@ -6,7 +6,6 @@ and child are independent there, or independent given the other parents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.estimators.samples import Samples
+from mint_compress.estimators.samples import Samples, with_noise
 
 CONDITIONINGS = ("residual", "raw", "none")
 
@@ -54,7 +53,7 @@ def pools(
     device = samples.children.device
     order = torch.randperm(samples.rows, generator=generator).to(device)
     mix = torch.rand(samples.rows, generator=generator).to(device)
-    child = _with_noise(samples.children, noise, generator)
+    child = with_noise(samples.children, noise, generator)
     if conditioning == "raw" and sum(len(g) > 0 for g in samples.parent_groups) > 1:
         return _raw(samples, child, order, mix)
     rows, source, null = halves(order, mix)
@@ -100,11 +99,6 @@ def _mixed(real: Tensor, null: Tensor, redrawn: Tensor, mix: Tensor) -> tuple[Te
     # ties in the graph go by index: in an order that knows the labels they would bias the count
     shuffle = mix[: len(rows)].argsort()
     return rows[shuffle], source[shuffle], label[shuffle]
-
-
-def _with_noise(child: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(child.shape, generator=generator, dtype=child.dtype).to(child.device)
-    return child + drawn * math.sqrt(noise) * child.any(0)  # a constant child stays constant
 
 
 def _raw(samples: Samples, child: Tensor, order: Tensor, mix: Tensor) -> Callable[[Tensor], Pool]:

@@ -38,7 +38,7 @@ from torch import Tensor
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators.blocks import at_once
-from mint_compress.estimators.samples import check_samples, check_share
+from mint_compress.estimators.samples import check_samples, check_share, with_noise
 
 CACHED = 2**18
 """Distances worked on at once on the CPU: about what its second-level cache holds."""
@@ -103,7 +103,8 @@ def knn(
         )
     precision = torch.promote_types(torch.promote_types(children.dtype, parents.dtype), torch.float32)
     fold = FOLD if samples.rows > 2 * FOLD * neighbours else 1
-    noisy = _with_noise(samples.children, noise, seed).to(precision)
+    generator = torch.Generator().manual_seed(seed)
+    noisy = with_noise(samples.children, noise, generator).to(precision)
     child = _points(samples.child_groups, noisy, fold)
     parent = _points(samples.parent_groups, samples.parents.to(precision), fold)
     shape = len(samples.child_groups), len(samples.parent_groups)
@@ -136,12 +137,6 @@ def _all_pairs(
             sums[:, at] += torch.cat(found)
         tick(last)
     return sums / n
-
-
-def _with_noise(child: Tensor, noise: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(child.shape, generator=generator, dtype=child.dtype).to(child.device)
-    return child + drawn * math.sqrt(noise) * child.any(0)  # a constant child stays constant
 
 
 def _points(groups: list[Tensor], values: Tensor, fold: int) -> Tensor:

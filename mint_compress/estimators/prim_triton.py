@@ -60,19 +60,7 @@ def cross_edges_by_triton(bases: Tensor, points: Tensor, labels: Tensor) -> Tens
 
     Distances are computed on the fly; beside the arguments only the counts take memory.
 
-    Parameters
-    ----------
-    bases
-        ``(P, N, N)`` float32 squared distances.
-    points
-        ``(B, N, a)`` float32 further coordinates.
-    labels
-        ``(N,)`` bool.
-
-    Returns
-    -------
-    Tensor
-        ``(P, B)`` int64.
+    Parameters and result are those of :func:`~.mst.cross_edges_by_prim`.
     """
     pairs, (problems, nodes, width) = len(bases), points.shape
     counts = torch.zeros(pairs, problems, dtype=torch.int32, device=bases.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ def check_finite(what: str, values: Tensor) -> None:
     """Refuse NaN and infinite values."""
     if not bool(torch.isfinite(values).all()):
         raise MintError(f"{what} hold NaN or infinite values. Check the network and its input.")
+
+
+def with_noise(child: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Standardised children with Gaussian observation noise of variance ``noise``; constant ones stay so."""
+    drawn = torch.randn(child.shape, generator=generator, dtype=child.dtype).to(child.device)
+    return child + drawn * math.sqrt(noise) * child.any(0)
 
 
 def mean_square(values: Tensor) -> Tensor:

@@ -68,6 +68,27 @@ def test_weights_are_in_the_file_under_their_names_and_shapes(exported: ExportRe
     }
 
 
+class LookedUp(nn.Module):
+    """Adds a bias that is looked up in a table, as attention in windows does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.register_buffer("places", torch.arange(16).reshape(4, 4) % 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places: torch.Tensor = self.places  # type: ignore[assignment]
+        return x + self.table[places.flatten()].reshape(4, 4, 2).permute(2, 0, 1)
+
+
+def test_a_table_that_is_looked_up_stays_a_weight_of_its_own(tmp_path: Path) -> None:
+    network, x = LookedUp().eval(), torch.randn(3, 2, 4, 4)
+    exported = export(network, (x,), tmp_path / "table.onnx")
+    assert exported.tensors["table"] == (9, 2)
+    [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
+    assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
+
+
 def test_one_file_is_written_and_nothing_else(exported: ExportResult) -> None:
     assert exported.files == (exported.path,)
     assert exported.notes == ()

@@ -155,14 +155,33 @@ def _trace(model: nn.Module, example_inputs: Inputs, *, optimize: bool) -> onnx_
                 input_names=names,
                 dynamic_shapes=dynamic.dynamic_shapes(network, args, kwargs),
                 external_data=False,
-                optimize=optimize,
+                optimize=False,
             )
+            assert program is not None
+            if optimize:
+                _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
     except Exception as error:  # the exporter raises whatever its many passes raise
         raise MintError(
             f"PyTorch cannot export {type(model).__name__} to ONNX: {_one_line(_root(error))}"
         ) from error
-    assert program is not None
     return program.model
+
+
+def _optimize_(traced: onnx_ir.Model, weights: set[str]) -> None:
+    """Fold constants, but no weight into something of another shape, such as a table that is looked up.
+
+    ONNX Runtime folds those when it opens the file; in the file every weight can be found again.
+    """
+    from onnxscript import optimizer
+
+    def should_fold(node: onnx_ir.Node) -> bool | None:
+        if not any(value is not None and value.name in weights for value in node.inputs):
+            return None
+        readers = {use.node.op_type for use in node.outputs[0].uses()}
+        turned = node.op_type == "Transpose" and readers <= {"MatMul", "Gemm"}
+        return None if turned else False
+
+    optimizer.optimize_ir(traced, should_fold=should_fold)
 
 
 def _strip(traced: onnx_ir.Model) -> None:

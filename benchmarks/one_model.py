@@ -26,9 +26,9 @@ import mint_compress as mc
 from mint_compress.architectures import original_input_shape
 from mint_compress.counting import parameters
 from mint_compress.data import synthetic_images
-from mint_compress.inspecting import most_removed
 from mint_compress.models import Builder
 from mint_compress.outputs import tensors_in
+from mint_compress.planning import most_removed
 from mint_compress.scoring import uses_samples
 
 RATIO = 0.5
@@ -182,7 +182,7 @@ def smallest_input(model: nn.Module, name: str) -> tuple[int, ...]:
                 # trained on last: BatchNorm's statistics are then those of some images
                 model.eval()(torch.randn(2, *shape))
                 model.train()(torch.randn(TRAINING_BATCH, *shape))
-            except Exception as error:
+            except Exception as error:  # what an architecture says of a size it does not take
                 refused = error
             else:
                 model.eval()
@@ -215,7 +215,7 @@ def main(name: str, folder: Path, estimator: str) -> None:
     log = Log(folder / "log.jsonl")
     try:
         examine(name, folder, estimator, log)
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is the result
         kind = "" if isinstance(error, (mc.MintError, mc.CheckFailed)) else f"{type(error).__name__}: "
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = (kind + " ".join(str(error).split()))[:400]

@@ -19,9 +19,8 @@ from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import check_inspection
-from mint_compress.planning import Budget, PruningPlan, _Candidate, make_plan
+from mint_compress.planning import PruningPlan, most_removed
 from mint_compress.reporting import as_text
-from mint_compress.scoring import ChannelScores
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -195,27 +194,6 @@ def inspect_model(
         groups=inspected(found, most),
         notes=notes,
     )
-
-
-def most_removed(
-    groups: Sequence[ChannelGroup], *, upper_limit: float = 0.95, round_to: int = 8
-) -> PruningPlan | None:
-    """The plan that removes all that may go; None where no group is prunable.
-
-    Parameters
-    ----------
-    groups
-        From :func:`find_groups`.
-    upper_limit, round_to
-        See :class:`Budget`.
-    """
-    budget = Budget(0.5, upper_limit=upper_limit, round_to=round_to)  # its ratio decides nothing here
-    prunable = [g for g in groups if g.prunable]
-    # which positions go makes no difference to how many can
-    scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)
-    candidates = [_Candidate.of(g, scores, budget) for g in prunable]
-    masks = {c.group.name: c.mask(len(c.steps)) for c in candidates}
-    return make_plan(groups, masks, asked=budget.params) if masks else None
 
 
 def inspected(groups: Sequence[ChannelGroup], most: PruningPlan | None) -> tuple[InspectedGroup, ...]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mint_compress.channels import ChannelGroup, LayerShape, Network
@@ -221,6 +222,27 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         {c.group.name: m for c, m in zip(candidates, removed_by(low)[0], strict=True)},
         asked=budget.params,
     )
+
+
+def most_removed(
+    groups: Sequence[ChannelGroup], *, upper_limit: float = 0.95, round_to: int = 8
+) -> PruningPlan | None:
+    """The plan that removes all that may go; None where no group is prunable.
+
+    Parameters
+    ----------
+    groups
+        From :func:`find_groups`.
+    upper_limit, round_to
+        See :class:`Budget`.
+    """
+    budget = Budget(0.5, upper_limit=upper_limit, round_to=round_to)  # its ratio decides nothing here
+    prunable = [g for g in groups if g.prunable]
+    # which positions go makes no difference to how many can
+    scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)
+    candidates = [_Candidate.of(g, scores, budget) for g in prunable]
+    masks = {c.group.name: c.mask(len(c.steps)) for c in candidates}
+    return make_plan(groups, masks, asked=budget.params) if masks else None
 
 
 @dataclass(frozen=True, eq=False)

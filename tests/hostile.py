@@ -192,7 +192,7 @@ def modules() -> Iterator[tuple[str, bytes]]:
     yield "without_attributes.pt", saved(nn.Sequential(layer))
 
 
-def archives() -> Iterator[tuple[str, bytes]]:
+def archives(canary: Path) -> Iterator[tuple[str, bytes]]:
     """Zip files that are not what torch.save writes."""
     state = small().state_dict()
     whole = saved(state)
@@ -214,7 +214,7 @@ def archives() -> Iterator[tuple[str, bytes]]:
     yield "declares_two_gigabytes.pt", bytes(bomb)
     yield "path_traversal.pt", archive(data, {"../../canary": b"x"})
     yield "path_traversal_inside.pt", archive(data, {"a/../../../canary": b"x"})
-    yield "absolute_path.pt", archive(data, {"/tmp/canary": b"x"})
+    yield "absolute_path.pt", archive(data, {str(canary): b"x"})
     yield "backslashes.pt", archive(data, {r"a\..\..\canary": b"x"})
     yield "two_pickles.pt", archive(data, {"DATA.PKL": steps(b"}")})
     yield "two_folders.pt", archive(data, {"b/data.pkl": steps(b"}")})
@@ -345,7 +345,7 @@ def no_files(folder: Path) -> Iterator[Path]:
 def corpus(folder: Path, canary: Path) -> list[Path]:
     """Write all of them; a file that runs something makes ``canary``, or imports ``hostile_builder``."""
     (folder / "hostile_builder.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    sources = (pickles(canary), modules(), archives(), tensors(folder), others())
+    sources = (pickles(canary), modules(), archives(canary), tensors(folder), others())
     made = []
     for name, content in (pair for source in sources for pair in source):
         assert not (folder / name).exists(), name

@@ -7,7 +7,8 @@
 `train` makes a base where there is none.
 """
 
-from experiment import Experiment, Training, commands
+from experiment import commands
+from settings import Experiment, Training
 
 EXPERIMENT = Experiment(
     name="cifar10_resnet56",

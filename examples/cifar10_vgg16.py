@@ -7,7 +7,8 @@
 Meant for a GPU; `accelerate launch examples/cifar10_vgg16.py train` uses several.
 """
 
-from experiment import Experiment, Training, commands
+from experiment import commands
+from settings import Experiment, Training
 
 EXPERIMENT = Experiment(
     name="cifar10_vgg16",

@@ -5,7 +5,8 @@ python examples/mnist_mlp.py compress
 python examples/mnist_mlp.py table
 """
 
-from experiment import Experiment, Training, commands
+from experiment import commands
+from settings import Experiment, Training
 
 EXPERIMENT = Experiment(
     name="mnist_mlp",

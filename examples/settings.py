@@ -1,0 +1,46 @@
+"""What one experiment tries, and how it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of a base without ``distill_weight``, of a pruned network with it; see ``finetune``."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    distill_weight: float = 0.7
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one of the scripts tries.
+
+    Attributes
+    ----------
+    dataset
+        Name of the torchvision set that is downloaded when no ``--data`` is given.
+    shift, flip
+        Augmentation: pixels by which images move, and whether they are mirrored.
+    published
+        Rows (method, removed, accuracy) from papers, for the table.
+    """
+
+    name: str
+    title: str
+    arch: str
+    dataset: str
+    ratios: tuple[float, ...]
+    seeds: int
+    base: Training
+    finetuning: Training
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    shift: int = 0
+    flip: bool = False
+    calibration_images: int = 1024
+    published: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)

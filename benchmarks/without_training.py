@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from controls import CRITERIA, Scores, allocate, random
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--data", required=True)
@@ -38,8 +38,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="of the random control")
     parser.add_argument("--no-data", action="store_true", help="calibrate on noise, test on the data")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = parse()
     loaded = mc.load_model(options.weights, arch=options.arch)
     model = loaded.module
     data = mc.load_data(options.data, mean=options.mean, std=options.std, input_shape=loaded.input_shape)
@@ -57,18 +60,7 @@ def main() -> None:
     planned = time.perf_counter() - start
     print(f"scoring and planning: {planned:.0f} s")
 
-    def uniform(own: Scores) -> mc.PruningPlan:
-        left = ours.parameters[1]
-        return allocate(groups, own, "uniform", left, ratio=options.ratio, round_to=options.round_to)
-
-    magnitude = CRITERIA["L2 magnitude"](model, groups, images[:1], torch.zeros(1, dtype=torch.long), 0)
-    plans = {
-        "gaussian, one threshold": ours,
-        "gaussian, uniform": uniform({n: v.numpy() for n, v in scores.nats.items()}),
-        "L2 group magnitude, uniform": uniform(magnitude),
-    }
-    for seed in range(options.seeds):
-        plans[f"random {seed}, uniform"] = uniform(random(model, groups, images, images, seed))
+    plans = selections(model, groups, scores, ours, images, options)
     print("| selection | removed | MACs left | nothing | repaired | repair s |\n|---|---|---|---|---|---|")
     for name, chosen in plans.items():
         row = measure(model, chosen, batches, data)
@@ -88,6 +80,31 @@ def main() -> None:
             }
             with options.json.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def selections(
+    model: torch.nn.Module,
+    groups: list[mc.ChannelGroup],
+    scores: mc.ChannelScores,
+    ours: mc.PruningPlan,
+    images: torch.Tensor,
+    options: argparse.Namespace,
+) -> dict[str, mc.PruningPlan]:
+    """Our plan, and uniform ones of other criteria that leave as many parameters."""
+
+    def uniform(own: Scores) -> mc.PruningPlan:
+        left = ours.parameters[1]
+        return allocate(groups, own, "uniform", left, ratio=options.ratio, round_to=options.round_to)
+
+    magnitude = CRITERIA["L2 magnitude"](model, groups, images[:1], torch.zeros(1, dtype=torch.long), 0)
+    plans = {
+        "gaussian, one threshold": ours,
+        "gaussian, uniform": uniform({n: v.numpy() for n, v in scores.nats.items()}),
+        "L2 group magnitude, uniform": uniform(magnitude),
+    }
+    for seed in range(options.seeds):
+        plans[f"random {seed}, uniform"] = uniform(random(model, groups, images, images, seed))
+    return plans
 
 
 def measure(

@@ -119,9 +119,11 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Tra
     trace = Trace(twin)
     try:
         trace.run(reference.inputs)
-    except Exception:
+    except Exception as error:
         # an operation that meets labels in a way nobody thought of
-        log.warning("the channels could not be followed; Torch-Pruning's graph alone is used", exc_info=True)
+        said = first_line(error)
+        log.warning("the channels could not be followed (%s); Torch-Pruning's graph alone is used", said)
+        log.debug("where that was", exc_info=True)
         return reference, trace
     unseen = {n for n, m in twin.named_modules() if isinstance(m, WEIGHTED)} - trace.reached
     if not unseen:
@@ -136,7 +138,7 @@ def _with_training(reference: Reference, inputs: tuple[Any, ...], trace: Trace) 
         both = reference_run(twin, inputs, in_training=True)
         with training_flags(twin):
             trace.run(both.inputs)
-    except Exception:
+    except Exception:  # a user's forward, on a way that it may never have taken
         log.info("the network cannot be run as in training; layers that only training uses stay")
         trace.complete = True  # the pass before this one was
         return reference, trace
@@ -154,7 +156,7 @@ def _from_graph(reference: Reference, ignored: set[str], *, whole: bool) -> list
     """Torch-Pruning's groups, proved; None when they are too costly or, if asked, not all right."""
     try:
         graph, raw_groups = _torch_pruning(reference.model, reference.inputs)
-    except Exception as error:
+    except Exception as error:  # Torch-Pruning fails in many ways; the trace is there for that
         log.debug("no dependency graph: %s", first_line(error))
         return None
     names: dict[Any, str] = {m: n for n, m in reference.model.named_modules()}

@@ -170,7 +170,7 @@ def _triton_works(device: torch.device) -> bool:
         from mint_compress.estimators.prim_triton import cross_edges_by_triton
 
         return cross_edges_by_triton(base, base[..., :1], labels).item() == 1
-    except Exception as error:
+    except Exception as error:  # a compiler or a driver that is missing shows itself in many ways
         log.warning("Triton does not work here (%s); spanning trees take longer.", error)
         return False
 

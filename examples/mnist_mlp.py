@@ -16,7 +16,7 @@ EXPERIMENT = Experiment(
     ratios=(0.872, 0.92, 0.96),
     seeds=5,
     base=Training(epochs=20, lr=0.1),
-    finetuning=Training(epochs=10, lr=0.2, batch_size=256, weight_decay=1e-4, distill_weight=0.9),
+    finetuning=Training(epochs=10, lr=0.1, batch_size=256, weight_decay=1e-4, distill_weight=0.9),
     shift=1,
     published=(
         ("Structured Sparsity Learning", "83.5 %", "98.47"),

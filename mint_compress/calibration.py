@@ -25,6 +25,7 @@ from mint_compress.patches import (
     taps,
     weight_matrix,
 )
+from mint_compress.sensitivity import output_sensitivity
 
 MAX_COLUMNS = 8192
 """Above this many columns a layer is described by its channels' contributions instead of its patches."""
@@ -76,6 +77,9 @@ class Calibration:
     samples
         Consumer layer -> ``(n, C_in)`` spatial means of its inputs and ``(n, C_out)`` of its outputs,
         paired row by row, one row an image (MINT, section III-A).
+    sensitivity
+        Consumer layer -> ``(C_out,)``: how much the network's outputs change with each of its outputs,
+        see :func:`output_sensitivity`; only beside moments, and not where derivatives do not reach.
     images
         Number of images seen.
     seed
@@ -86,6 +90,7 @@ class Calibration:
     samples: Mapping[str, tuple[Tensor, Tensor]]
     images: int
     seed: int
+    sensitivity: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 class MomentSum:
@@ -163,7 +168,7 @@ def calibrate(
         Input tensors, or (inputs, labels) pairs, whose labels are not looked at. Several inputs are a
         tuple, which must be in such a pair, or a dict.
     seed
-        Draws the pixels that are kept where an image has more than are needed.
+        Draws the pixels that are kept where an image has more than are needed, and directions of outputs.
     moments, samples
         What to collect.
 
@@ -200,6 +205,7 @@ def calibrate(
         {n: w.samples() for n, w in seen.items()} if samples else {},
         images,
         seed,
+        output_sensitivity(model, {n: modules[n] for n in seen}, batches, seed=seed) if moments else {},
     )
 
 

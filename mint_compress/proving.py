@@ -130,12 +130,14 @@ def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]
             with training_flags(model):
                 outputs += list(tensors_in(model(*reference.inputs)))
         generator = torch.Generator().manual_seed(4)
-        total = sum(
+        parts = [
             (t / t.detach().abs().max().clamp_min(1e-300) * torch.randn(t.shape, generator=generator)).sum()
             for t in outputs
             if t.requires_grad
-        )
-        grads = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
+        ]
+        if not parts:  # the forward pass switches gradients off
+            return [False] * len(groups)
+        grads = torch.autograd.grad(torch.stack(parts).sum(), parameters, allow_unused=True)
     effect = {
         name: float(p.detach().norm() * g.norm()) if g is not None else 0.0
         for name, p, g in zip(names, parameters, grads, strict=True)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mint_compress.calibration import Calibration
+from mint_compress.calibration import Calibration, LayerMoments
 from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
@@ -38,9 +38,10 @@ class ChannelScores:
     nats
         Group name -> ``(width,)`` float64: conditional mutual information of that position's
         channels with the outputs of the layers that read them, given the other inputs, averaged over
-        a reader's outputs and summed over readers. With backward elimination it is the loss at the
-        step at which the position went, made strictly increasing, so that sorting gives the order
-        of removal back.
+        a reader's outputs and summed over readers. With moments, the outputs are observed with noise
+        that costs the network the same in each of them, so that those count that it depends on. With
+        backward elimination it is the loss at the step at which the position went, made strictly
+        increasing, so that sorting gives the order of removal back.
     estimator, images, seed
         Where the figures come from.
     """
@@ -159,11 +160,25 @@ def _problems(
         owner_here = owner.to(seen.column_units.device)
         # the mean over a layer's children: a layer does not count for more because it is wider
         scale = 1.0 / (seen.weight.shape[0] * seen.weight.shape[2])
-        for covariance, weight, columns in zip(seen.covariance, seen.weight, seen.column_units, strict=True):
+        importance = _importance(seen, calibration.sensitivity.get(layer))
+        matrices = (seen.covariance, seen.weight, seen.column_units, importance)
+        for covariance, weight, columns, counts in zip(*matrices, strict=True):
             column_units = torch.where(columns >= 0, owner_here[columns.clamp_min(0)], -1)
-            problem = regression(covariance, weight, column_units, units, noise=NOISE, ridge=RIDGE)
+            problem = regression(
+                covariance, weight, column_units, units, noise=NOISE, ridge=RIDGE, importance=counts
+            )
             problems.append(replace(problem, scale=scale))
     return problems
+
+
+def _importance(seen: LayerMoments, sensitivity: Tensor | None) -> Sequence[Tensor | None]:
+    """For every channel group of a layer, what each of its children counts for; None: all the same.
+
+    Known where children are output channels, and at all only where the network's outputs depend on them.
+    """
+    if sensitivity is None or seen.form != "patches" or not bool(sensitivity.any()):
+        return [None] * len(seen.weight)
+    return list(sensitivity.to(seen.weight).reshape(len(seen.weight), -1))
 
 
 def _components(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:

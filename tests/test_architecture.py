@@ -33,7 +33,7 @@ ORDER = [
         "removal",
         "groups",
     ),
-    *("calibration", "estimators", "scoring", "planning"),
+    *("sensitivity", "calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
     *("shipping", "importance", "compression", "sweeping", "cli"),

@@ -22,6 +22,8 @@ from mint_compress.errors import MintError
 
 EXACT_COLUMNS = 1200
 """Up to about this many columns a problem is down-dated after every single removal."""
+LEAST_IMPORTANCE = 1e-6
+"""Of a child, as a share of the most important one's."""
 COMPACT_BELOW = 0.75
 """Share of the columns that are left at which a problem's matrices are made smaller."""
 
@@ -116,7 +118,14 @@ class Regression:
 
 
 def regression(
-    covariance: Tensor, weight: Tensor, column_units: Tensor, units: int, *, noise: float, ridge: float
+    covariance: Tensor,
+    weight: Tensor,
+    column_units: Tensor,
+    units: int,
+    *,
+    noise: float,
+    ridge: float,
+    importance: Tensor | None = None,
 ) -> Regression:
     """Set up one elimination problem from second moments.
 
@@ -135,6 +144,9 @@ def regression(
         would otherwise carry infinite information.
     ridge
         Added to the diagonal, as a share of its mean.
+    importance
+        ``(C,)`` what a unit of variance in each child counts for. The children's noise is then as large
+        as costs the same in each of them, and as much as ``noise`` of their variances on average.
 
     Raises
     ------
@@ -151,9 +163,11 @@ def regression(
     precision = torch.cholesky_inverse(cholesky(ridged, f"of {len(ridged)} parents (ridge {ridge:g})"))
     variance = ((covariance @ weight) * weight).sum(0)
     floor = variance.mean().clamp_min(1e-30) * 1e-3  # a dead child says nothing, at no price
-    return Regression(
-        precision, weight.clone(), unit_columns(column_units, units), noise * variance.clamp_min(floor)
-    )
+    observed = variance.clamp_min(floor)
+    if importance is not None:
+        counts = importance.clamp_min(LEAST_IMPORTANCE * importance.max())
+        observed = (counts * observed).mean() / counts
+    return Regression(precision, weight.clone(), unit_columns(column_units, units), noise * observed)
 
 
 def gaussian_from_moments(

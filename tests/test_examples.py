@@ -127,3 +127,33 @@ def test_an_experiment_runs_and_goes_on_where_it_stopped(
     assert sum(line.startswith("| Taylor | uniform | yes |") for line in lines) == 2
     assert all(line.endswith("| 2 |") for line in lines if line.startswith("| Taylor"))
     assert "| MINT (masked) | 87.2 % | 98.54 |" in lines
+
+
+def test_a_residual_network_is_compressed_from_one_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs instead of grey images, BatchNorm, and ``--weights`` that is a file."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    script = load("cifar10_resnet20")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (160, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(160) % 10
+    data, weights = tmp_path / "photographs.npz", tmp_path / "resnet20.pt"
+    np.savez(data, x_train=images[:128], y_train=labels[:128], x_test=images[128:], y_test=labels[128:])
+    torch.manual_seed(0)
+    torch.save(zoo.BUILDERS["resnet20_cifar"]().state_dict(), weights)
+
+    results = tmp_path / "cifar10_resnet20.json"
+    arguments = ["--data", str(data), "--weights", str(weights), "--device", "cpu", "--results", str(results)]
+    some = ["--epochs", "1", "--ratio", "0.5", "--only", "BatchNorm scale"]
+    main = script.commands(script.EXPERIMENT)
+    CliRunner().invoke(main, ["compress", *arguments, *some], catch_exceptions=False)
+    rows = json.loads(results.read_text())["rows"]
+    assert [(row["allocation"], row["epochs"]) for row in rows] == [
+        ("uniform", 0),
+        ("global", 0),
+        ("uniform", 1),
+    ]
+    for row in rows:
+        assert row["parameters"][0] == 269722 and 0.5 <= row["removed"] < 0.52
+        assert row["parameters"][1] == round(269722 * (1 - row["removed"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from mint_compress.datasets import ImageDataset, flip_and_crop
 from mint_compress.zoo import BUILDERS
 
 DOWNLOADS = {"mnist": torchvision_sets.MNIST, "cifar10": torchvision_sets.CIFAR10}
-console = Console(highlight=False, soft_wrap=True)
+MAIN = int(os.environ.get("RANK", 0)) == 0
+"""Of several processes that train together, one writes and speaks."""
+console = Console(highlight=False, soft_wrap=True, quiet=not MAIN)
 
 
 class OnDevice(ImageDataset):
@@ -126,9 +129,10 @@ def train(bench: Bench, seeds: int) -> None:
             "test": bench.accuracy(model),
             "seconds": time.perf_counter() - start,
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(
-            {"arch": bench.experiment.arch, "state_dict": model.cpu().state_dict(), **found}, temporary
-        )
-        temporary.replace(path)
+        if MAIN:
+            temporary = path.with_suffix(".tmp")
+            torch.save(
+                {"arch": bench.experiment.arch, "state_dict": model.cpu().state_dict(), **found}, temporary
+            )
+            temporary.replace(path)
         console.print(f"{path}: test {found['test']:.2%}, {found['seconds']:.0f} s")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bases import Bench, console
+from bases import MAIN, Bench, console
 from controls import CRITERIA, OURS, Scores, allocate
 from settings import Experiment
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Results:
 
     def add(self, **row: Any) -> None:
         self.content["rows"].append(row)
-        if int(os.environ.get("RANK", 0)) == 0:  # of several processes one writes
+        if MAIN:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(self.content, indent=1) + "\n")

@@ -6,12 +6,12 @@
 
 Every torchvision classifier and segmentation model, and of timm the first pretrained entry of each module of
 ``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
-a process of its own with a limit on memory and on processor time (of one thread: what else the machine does
-makes no difference), at the smallest input that it accepts. "Worked" means: the channel groups are found,
-50 % of the parameters are really gone after planning, removal and repair (which
-channels go is drawn at random, as the weights are; ``--estimator gaussian`` scores them), the forward pass
-and a training step stay finite, the saved file loads again to the same tensors and outputs, the ONNX export
-has a dynamic batch, its parameters count the same and its outputs agree with PyTorch.
+a process of its own with a limit on processor time (one thread; what else the machine does makes no
+difference) and on memory, at the smallest input that it accepts. "Worked" means: the channel groups are
+found, 50 % of the parameters are really gone after planning, removal and repair (which channels go is drawn
+at random, as the weights are; ``--estimator gaussian`` scores them), the forward pass and a training step
+stay finite, the saved file loads again to the same tensors and outputs, the ONNX export has a dynamic batch,
+its parameters count the same and its outputs agree with PyTorch.
 
 Results: one JSON line a model in benchmarks/results/coverage.jsonl; the last line of a model counts.
 """

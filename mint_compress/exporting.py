@@ -38,8 +38,9 @@ class ExportResult:
     path
         The model file.
     tensors
-        Name -> shape of the tensors stored in the file, read back from it: those of two or more
-        dimensions, or all of them after an export with ``optimize=False``.
+        Name -> shape of the tensors of two or more dimensions stored in the file, read back from it.
+    traced
+        Name -> shape of every weight in the trace that became the file, before anything was folded.
     files
         Every file written, ``path`` among them.
     notes
@@ -48,6 +49,7 @@ class ExportResult:
 
     path: Path
     tensors: dict[str, tuple[int, ...]]
+    traced: dict[str, tuple[int, ...]]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
@@ -93,9 +95,8 @@ class Exporter(Protocol):
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
-        optimize: bool = True,
     ) -> ExportResult:
-        """Write ``model`` to ``path``, batch first and of any size; ``optimize=False`` folds nothing.
+        """Write ``model`` to ``path``, batch first and of any size.
 
         The inputs of the file have the names of a dict's keys, or else the order of the tuple.
         """

@@ -6,7 +6,6 @@ Exporter and session are seen through the protocol of `mint_compress.exporting` 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ class Receipt:
         sums to ``parameters``.
     modules, tensors, export
         The parameters after, counted from the layers' own attributes and shapes, from the saved
-        tensors, and from an export without optimisation. None: there was no such file.
+        tensors, and from the trace that the export was made of. None: there was no such file.
     never_run
         Modules with parameters that the forward pass does not reach in eval mode (auxiliary heads):
         an export holds nothing of them, so ``export`` may be smaller by their share.
@@ -150,7 +149,7 @@ def check_receipt(
     tensors_path
         The saved ``.safetensors``.
     export
-        The shipped file; it is exported once more, without optimisation, to a temporary folder.
+        The shipped file and the trace that became it.
 
     Raises
     ------
@@ -162,12 +161,9 @@ def check_receipt(
     idle = never_run(pruned, example_inputs)
     exported = None
     if export is not None:
-        exporter = find_exporter(export.path)
-        with tempfile.TemporaryDirectory(dir=export.path.parent, prefix=".receipt.") as folder:
-            plain = exporter.export(pruned, example_inputs, Path(folder) / export.path.name, optimize=False)
-        exported = check_export(pruned, plain.tensors, export.tensors, idle)
+        exported = check_export(pruned, export.traced, export.tensors, idle)
         # some modules are used without being called: nn.MultiheadAttention reads its projection's weight
-        idle = tuple(name for name in idle if not any(t.startswith(f"{name}.") for t in plain.tensors))
+        idle = tuple(name for name in idle if not any(t.startswith(f"{name}.") for t in export.traced))
     return Receipt(
         parameters=Change(parameters(original), modules),
         macs=Change(*(sum(layer_macs(m, _beside(m, example_inputs)).values()) for m in (original, pruned))),
@@ -248,18 +244,18 @@ def check_tensors(pruned: nn.Module, path: Path) -> int:
 
 def check_export(
     pruned: nn.Module,
-    plain: Mapping[str, Shape],
+    traced: Mapping[str, Shape],
     shipped: Mapping[str, Shape],
     never_run: tuple[str, ...] = (),
 ) -> int:
-    """Compare the tensors of two exports with the network; return the parameters of the plain one.
+    """Compare the tensors of an export with the network; return the parameters in its trace.
 
     Parameters
     ----------
     pruned
         The network.
-    plain
-        Name -> shape in an export without optimisation: every parameter, by name and shape.
+    traced
+        Name -> shape in the trace, before anything was folded: every parameter, by name and shape.
     shipped
         Name -> shape of two and more dimensions in the shipped file: every such parameter, by name
         and shape, transposition allowed. An optimiser that folds something into a weight may drop
@@ -273,9 +269,9 @@ def check_export(
     for parameter, names in _named_parameters(pruned):
         shape = tuple(parameter.shape)
         idle = all(name.rpartition(".")[0] in never_run for name in names)
-        if name := next((name for name in names if name in plain), None):
-            _compare(name, plain[name], (shape,))
-            total += math.prod(plain[name])
+        if name := next((name for name in names if name in traced), None):
+            _compare(name, traced[name], (shape,))
+            total += math.prod(traced[name])
         elif not idle:
             raise CheckFailed(f"The export has no tensor '{names[0]}'.")
         if len(shape) < 2:

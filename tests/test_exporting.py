@@ -68,6 +68,13 @@ def test_weights_are_in_the_file_under_their_names_and_shapes(exported: ExportRe
     }
 
 
+def test_the_trace_lists_every_weight_before_anything_is_folded(model: Chain, exported: ExportResult) -> None:
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert parameters.items() <= exported.traced.items()
+    # folded into the convolutions of the file
+    assert not any("features.4." in tensor.name for tensor in onnx.load(exported.path).graph.initializer)
+
+
 class LookedUp(nn.Module):
     """Adds a bias that is looked up in a table, as attention in windows does."""
 
@@ -218,7 +225,7 @@ def test_large_weights_go_to_one_file_beside(
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     split, single = (OnnxExporter().open(p, device="cpu").run((x,))[0] for p in (path, exported.path))
     np.testing.assert_array_equal(split, single)
-    assert onnx_exporter._stored_tensors(path, matrices_only=True) == exported.tensors
+    assert onnx_exporter._stored_matrices(path) == exported.tensors
 
 
 def test_constant_nodes_and_subgraphs_are_counted(tmp_path: Path) -> None:
@@ -239,9 +246,7 @@ def test_constant_nodes_and_subgraphs_are_counted(tmp_path: Path) -> None:
     )
     path = tmp_path / "constants.onnx"
     onnx.save(helper.make_model(graph), path)
-    read = onnx_exporter._stored_tensors
-    assert read(path, matrices_only=True) == {"flat": (2, 3), "deep": (4, 5)}
-    assert read(path, matrices_only=False) == {"flat": (2, 3), "deep": (4, 5), "bias": (3,)}
+    assert onnx_exporter._stored_matrices(path) == {"flat": (2, 3), "deep": (4, 5)}
 
 
 def test_exporters_are_found_by_suffix() -> None:

@@ -1,6 +1,7 @@
 """The receipt against hand counts, and every way in which it or parity must fail."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,6 @@ def tensors() -> dict[str, torch.Tensor]:
     state = Branched(width=5).state_dict()
     del state["second.weight"]
     return state
-
-
-@pytest.fixture(scope="module")
-def plain_shapes(pruned: Branched) -> dict[str, tuple[int, ...]]:
-    """The tensors of an export without optimisation: a shared weight under its last name, no idle head."""
-    shapes = {name: tuple(p.shape) for name, p in pruned.named_parameters(remove_duplicate=False)}
-    return {n: s for n, s in shapes.items() if n != "first.weight" and not n.startswith("aux.")}
 
 
 def test_verify_end_to_end(
@@ -248,33 +242,47 @@ def test_a_file_that_is_not_safetensors(pruned: Branched, tmp_path: Path) -> Non
         check_tensors(pruned, tmp_path / "missing.safetensors")
 
 
-def test_differences_in_the_plain_export_are_named(
-    pruned: Branched, plain_shapes: dict[str, tuple[int, ...]], shipped: ExportResult
-) -> None:
-    assert check_export(pruned, plain_shapes, shipped.tensors, ("aux",)) == 408
+def test_the_trace_holds_every_parameter_that_runs(pruned: Branched, shipped: ExportResult) -> None:
+    shapes = {name: tuple(p.shape) for name, p in pruned.named_parameters(remove_duplicate=False)}
+    # a shared weight goes by its last name, a head that never runs is not traced
+    expected = {n: s for n, s in shapes.items() if n != "first.weight" and not n.startswith("aux.")}
+    assert expected.items() <= shipped.traced.items()
+    assert not any(name.startswith("aux.") for name in shipped.traced)
+
+
+def test_differences_in_the_trace_are_named(pruned: Branched, shipped: ExportResult) -> None:
+    assert check_export(pruned, shipped.traced, shipped.tensors, ("aux",)) == 408
     with pytest.raises(CheckFailed, match=r"^The export has no tensor 'aux.weight'"):
-        check_export(pruned, plain_shapes, shipped.tensors)
-    wrong = {**plain_shapes, "mixer.weight": (4, 6)}  # here even a transposition is a difference
+        check_export(pruned, shipped.traced, shipped.tensors)
+    wrong = {**shipped.traced, "mixer.weight": (4, 6)}  # here even a transposition is a difference
     with pytest.raises(CheckFailed, match=r"Tensor 'mixer.weight' of the export is \(4, 6\)"):
         check_export(pruned, wrong, shipped.tensors, ("aux",))
 
 
-def test_differences_in_the_shipped_file_are_named(
-    pruned: Branched, plain_shapes: dict[str, tuple[int, ...]], shipped: ExportResult
+def test_a_trace_or_a_file_of_another_network_fails(
+    original: Branched, pruned: Branched, shipped: ExportResult, samples: torch.Tensor
 ) -> None:
+    with pytest.raises(CheckFailed, match=r"'inner.weight' of the export is \(5, 4, 3, 3\)"):
+        check_receipt(original, original, export=shipped, example_inputs=samples)
+    short = {name: shape for name, shape in shipped.traced.items() if name != "norm.bias"}
+    with pytest.raises(CheckFailed, match=r"The export has no tensor 'norm.bias'"):
+        check_receipt(pruned, pruned, export=replace(shipped, traced=short), example_inputs=samples)
+
+
+def test_differences_in_the_shipped_file_are_named(pruned: Branched, shipped: ExportResult) -> None:
     # the optimiser did what the network was made for, else this test shows nothing
     assert "mixer.weight" not in shipped.tensors
     assert len({"scale1", "scale2"} & shipped.tensors.keys()) == 1
     wider = {**shipped.tensors, "outer.weight": (4, 8, 1, 1)}
     with pytest.raises(CheckFailed, match=r"Tensor 'outer.weight' of the export is \(4, 8, 1, 1\)"):
-        check_export(pruned, plain_shapes, wider, ("aux",))
+        check_export(pruned, shipped.traced, wider, ("aux",))
     for name in ("outer.weight", "second.weight"):
         short = {n: s for n, s in shipped.tensors.items() if n != name}
         with pytest.raises(CheckFailed, match="The shipped file has no tensor"):
-            check_export(pruned, plain_shapes, short, ("aux",))
+            check_export(pruned, shipped.traced, short, ("aux",))
     without_mixer = {n: s for n, s in shipped.tensors.items() if s != (4, 6)}
     with pytest.raises(CheckFailed, match=r"no tensor 'mixer.weight' of shape \(6, 4\)"):
-        check_export(pruned, plain_shapes, without_mixer, ("aux",))
+        check_export(pruned, shipped.traced, without_mixer, ("aux",))
 
 
 def test_parity_of_many_samples_and_of_few(pruned: Branched, session: Session, samples: torch.Tensor) -> None:

@@ -49,7 +49,6 @@ class OnnxExporter:
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
-        optimize: bool = True,
     ) -> ExportResult:
         """Write ``model`` to ``path``, checked, and replace what was there only when all is done.
 
@@ -65,15 +64,15 @@ class OnnxExporter:
         CheckFailed
             The ONNX checker refuses the file.
         """
-        traced = _trace(model, example_inputs, optimize=optimize)
-        _strip(traced)
-        traced.metadata_props.update({key: str(value) for key, value in (metadata or {}).items()})
+        graph, traced = _trace(model, example_inputs)
+        _strip(graph)
+        graph.metadata_props.update({key: str(value) for key, value in (metadata or {}).items()})
         try:
-            files = _save(traced, Path(path))
+            files = _save(graph, Path(path))
         except OSError as error:
             raise MintError(f"Cannot write '{path}': {error.strerror or error}.") from error
         notes = tuple(f"The weights are in '{file.name}'; keep both files together." for file in files[1:])
-        return ExportResult(Path(path), _stored_tensors(Path(path), matrices_only=optimize), files, notes)
+        return ExportResult(Path(path), _stored_matrices(Path(path)), traced, files, notes)
 
     def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> OnnxSession:
         """Open ``path`` in ONNX Runtime.
@@ -135,8 +134,11 @@ class OnnxSession:
         return outputs
 
 
-def _trace(model: nn.Module, example_inputs: Inputs, *, optimize: bool) -> onnx_ir.Model:
-    """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic."""
+def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dict[str, tuple[int, ...]]]:
+    """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic.
+
+    Returns the optimised trace, and name -> shape of its weights before the optimiser saw them.
+    """
     # a batch of one may be taken for a constant while tracing
     given = mapped(example_inputs, lambda x: torch.cat([x, x]).cpu() if x.shape[0] == 1 else x.cpu())
     args, kwargs = ((), given) if isinstance(given, dict) else (tensors(given), {})
@@ -158,13 +160,19 @@ def _trace(model: nn.Module, example_inputs: Inputs, *, optimize: bool) -> onnx_
                 optimize=False,
             )
             assert program is not None
-            if optimize:
-                _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
+            weights = _weights(program.model)
+            _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
     except Exception as error:  # the exporter raises whatever its many passes raise
         raise MintError(
             f"PyTorch cannot export {type(model).__name__} to ONNX: {_one_line(_root(error))}"
         ) from error
-    return program.model
+    return program.model, weights
+
+
+def _weights(traced: onnx_ir.Model) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every initializer."""
+    values = [value.const_value for value in traced.graph.initializers.values()]
+    return {str(value.name): tuple(value.shape.numpy()) for value in values if value is not None}
 
 
 def _optimize_(traced: onnx_ir.Model, weights: set[str]) -> None:
@@ -224,8 +232,8 @@ def _save(traced: onnx_ir.Model, path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in reversed(names))
 
 
-def _stored_tensors(path: Path, *, matrices_only: bool) -> dict[str, tuple[int, ...]]:
-    """Initializers and Constant nodes of the file as it is on disk: name -> shape."""
+def _stored_matrices(path: Path) -> dict[str, tuple[int, ...]]:
+    """Initializers and Constant nodes of two or more dimensions, as they are on disk: name -> shape."""
     import onnx
 
     stored: dict[str, tuple[int, ...]] = {}
@@ -240,7 +248,7 @@ def _stored_tensors(path: Path, *, matrices_only: bool) -> dict[str, tuple[int, 
                     stored[node.output[0]] = tuple(attribute.t.dims)
 
     collect(onnx.load(str(path), load_external_data=False).graph)
-    return {name: shape for name, shape in stored.items() if len(shape) >= 2 or not matrices_only}
+    return {name: shape for name, shape in stored.items() if len(shape) >= 2}
 
 
 def _inference_session(path: Path, device: str, threads: int) -> Any:

@@ -1,10 +1,7 @@
 """Mutated files: whatever becomes of one, the caller sees a network or a MintError, nothing else.
 
-The run is short and always the same. A long one, with other mutations each time:
-
-    MINT_FUZZ_EXAMPLES=1500 python -m pytest tests/test_fuzz_loading.py -n 0
-
-took 65 s of one core (``time`` before it).
+Nine tests fuzz for ``MINT_FUZZ_SECONDS`` each, 7 by default. They go through the same rounds of mutations in
+the same order; the time only says how far they get.
 """
 
 from __future__ import annotations
@@ -12,16 +9,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import hostile
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from mint_compress.checkpoints import HEADER_KEY, read_checkpoint
@@ -29,10 +28,9 @@ from mint_compress.errors import MintError
 from mint_compress.models import load, load_model
 from mint_compress.planning import PruningPlan
 
-EXAMPLES = int(os.environ.get("MINT_FUZZ_EXAMPLES", "0"))
-fuzz = settings(
-    max_examples=EXAMPLES or 60,
-    derandomize=not EXAMPLES,
+SECONDS = float(os.environ.get("MINT_FUZZ_SECONDS", "7"))
+a_round = settings(
+    max_examples=50,
     database=None,
     deadline=10_000,  # ms
     suppress_health_check=list(HealthCheck),
@@ -94,6 +92,15 @@ def seeds() -> dict[str, bytes]:
     }
 
 
+def fuzz(check: Callable[..., None], **strategies: st.SearchStrategy[Any]) -> None:
+    """Call ``check`` with round after round of drawn values until the time is up."""
+    end = time.monotonic() + SECONDS
+    for number in count():
+        if number and time.monotonic() > end:
+            return
+        seed(number)(a_round(given(**strategies)(check)))()
+
+
 def survive(read: Callable[[Path], Any], path: Path) -> None:
     """Nothing but a MintError of one printable line may come out of ``read``."""
     try:
@@ -104,74 +111,65 @@ def survive(read: Callable[[Path], Any], path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "module", "safetensors"])
-@fuzz
-@given(mutations=st.lists(mutation, min_size=1, max_size=4))
-def test_bytes(tmp_path_factory: pytest.TempPathFactory, kind: str, mutations: list[Any]) -> None:
-    path = tmp_path_factory.getbasetemp() / f"{kind}.pt"
-    path.write_bytes(mutated(seeds()[kind], mutations))
-    survive(load_model if kind == "module" else read_checkpoint, path)
+def test_bytes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.pt"
+
+    def check(mutations: list[Any]) -> None:
+        path.write_bytes(mutated(seeds()[kind], mutations))
+        survive(load_model if kind == "module" else read_checkpoint, path)
+
+    fuzz(check, mutations=st.lists(mutation, min_size=1, max_size=4))
 
 
 @pytest.mark.parametrize("kind", ["zip", "module"])
-@fuzz
-@given(mutations=st.lists(mutation, min_size=1, max_size=3))
-def test_pickles_whose_checksum_is_right(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, mutations: list[Any]
-) -> None:
+def test_pickles_whose_checksum_is_right(tmp_path: Path, kind: str) -> None:
     with zipfile.ZipFile(io.BytesIO(seeds()[kind])) as whole:
         members = {name.partition("/")[2]: whole.read(name) for name in whole.namelist()}
-    path = tmp_path_factory.getbasetemp() / f"{kind}.pt"
-    path.write_bytes(hostile.archive(mutated(members.pop("data.pkl"), mutations), members))
-    survive(load_model, path)
+    pickled, path = members.pop("data.pkl"), tmp_path / f"{kind}.pt"
+
+    def check(mutations: list[Any]) -> None:
+        path.write_bytes(hostile.archive(mutated(pickled, mutations), members))
+        survive(load_model, path)
+
+    fuzz(check, mutations=st.lists(mutation, min_size=1, max_size=3))
 
 
-@fuzz
-@given(mutations=st.lists(mutation, min_size=1, max_size=3))
-def test_our_own_files(tmp_path_factory: pytest.TempPathFactory, mutations: list[Any]) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    valid = folder / "valid.safetensors"
-    if not valid.exists():
-        hostile.own(valid)
+def test_our_own_files(tmp_path: Path) -> None:
+    valid, path = hostile.own(tmp_path / "valid.safetensors"), tmp_path / "own.safetensors"
     model, content = load(valid), valid.read_bytes()
-    path = folder / "own.safetensors"
     # 9 kB of weights behind 1 kB of header: most mutations go to the header
     length = 8 + int.from_bytes(content[:8], "little")
-    path.write_bytes(mutated(content[:length], mutations) + content[length:])
-    try:
-        again = load(path)
-    except MintError:
-        return
-    # what is not refused is what was saved, whatever the header's mutation did
-    assert repr(again) == repr(model)
-    assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
+
+    def check(mutations: list[Any]) -> None:
+        path.write_bytes(mutated(content[:length], mutations) + content[length:])
+        try:
+            again = load(path)
+        except MintError:
+            return
+        # what is not refused is what was saved, whatever the header's mutation did
+        assert repr(again) == repr(model)
+        assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
+
+    fuzz(check, mutations=st.lists(mutation, min_size=1, max_size=3))
 
 
-@fuzz
-@given(
-    key=st.sampled_from(
-        ["format", "builder", "input_shape", "shapes", "ties", "plan", "name", "kwargs", "in"]
-    ),
-    value=json_values,
-)
-def test_our_own_headers_whose_checksum_is_right(
-    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
-) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    valid, path = folder / "valid.safetensors", folder / "header.safetensors"
-    if not valid.exists():
-        hostile.own(valid)
-    change = {
-        "name": {"builder": {"name": value, "kwargs": {}}},
-        "kwargs": {"builder": {"name": "zoo:mlp", "kwargs": value}},
-        "in": {"shapes": {"layers.0": {"in_features": value}}},
-    }.get(key, {key: value})
-    hostile.rewrite(valid, path, change)
-    survive(load_model, path)
+def test_our_own_headers_whose_checksum_is_right(tmp_path: Path) -> None:
+    valid, path = hostile.own(tmp_path / "valid.safetensors"), tmp_path / "header.safetensors"
+
+    def check(key: str, value: Any) -> None:
+        change = {
+            "name": {"builder": {"name": value, "kwargs": {}}},
+            "kwargs": {"builder": {"name": "zoo:mlp", "kwargs": value}},
+            "in": {"shapes": {"layers.0": {"in_features": value}}},
+        }.get(key, {key: value})
+        hostile.rewrite(valid, path, change)
+        survive(load_model, path)
+
+    keys = ["format", "builder", "input_shape", "shapes", "ties", "plan", "name", "kwargs", "in"]
+    fuzz(check, key=st.sampled_from(keys), value=json_values)
 
 
-@fuzz
-@given(mutations=st.lists(mutation, min_size=1, max_size=4), value=json_values)
-def test_plans(mutations: list[Any], value: Any) -> None:
+def test_plans() -> None:
     layer = {"layer": "a", "kind": "Linear", "side": "out", "dim": 0, "total": 4, "removed": [1]}
     plan = {
         **{"format": 1, "asked": 0.5, "removed": 0.5, "parameters": [8, 4], "macs": [8, 4]},
@@ -179,13 +177,17 @@ def test_plans(mutations: list[Any], value: Any) -> None:
         "layers": {"a": [8, 4]},
     }
     assert PruningPlan.from_json(json.dumps(plan)).parameters == (8, 4)
-    texts = [mutated(json.dumps(plan).encode(), mutations).decode(errors="replace")]
-    texts += [json.dumps({**plan, key: value}) for key in plan]
-    for text in texts:
-        try:
-            PruningPlan.from_json(text)
-        except MintError as error:
-            assert "\n" not in str(error)
+
+    def check(mutations: list[Any], value: Any) -> None:
+        texts = [mutated(json.dumps(plan).encode(), mutations).decode(errors="replace")]
+        texts += [json.dumps({**plan, key: value}) for key in plan]
+        for text in texts:
+            try:
+                PruningPlan.from_json(text)
+            except MintError as error:
+                assert "\n" not in str(error)
+
+    fuzz(check, mutations=st.lists(mutation, min_size=1, max_size=4), value=json_values)
 
 
 def test_the_seeds_are_valid(tmp_path: Path) -> None:

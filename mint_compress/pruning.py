@@ -74,7 +74,7 @@ def _check(model: nn.Module, modules: dict[str, Any], cut: LayerCut) -> None:
 
 
 def _channels(module: Any, cut: LayerCut) -> int:
-    slicer = slicer_of(module)
+    slicer = slicer_of(module, cut.kind)
     return int(slicer.get_in_channels(module) if cut.side == "in" else slicer.get_out_channels(module))
 
 

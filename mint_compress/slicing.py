@@ -27,11 +27,11 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
     if kind == "parameter":
         parameter = model.get_parameter(layer)
         parent, _, leaf = layer.rpartition(".")
-        slicer = slicer_of(parameter, dim)
+        slicer = slicer_of(parameter, kind, dim)
         setattr(model.get_submodule(parent), leaf, slicer.prune_out_channels(parameter, list(channels)))
         return
     module = model.get_submodule(layer)
-    slicer = slicer_of(module)
+    slicer = slicer_of(module, kind)
     (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
 
 
@@ -62,10 +62,15 @@ def _adapt_heads(module: Any) -> None:
             module.attn_dim = dim
 
 
-def slicer_of(module: Any, dim: int = -1) -> Any:
-    """Torch-Pruning's slicing functions for a layer, or for dimension ``dim`` of a bare parameter."""
+def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
+    """Torch-Pruning's slicing functions for a layer, or for dimension ``dim`` of a bare parameter.
+
+    The kind of a convolution comes from the group: one of whose channel groups only one output is
+    left looks depthwise, and would lose its inputs together with outputs.
+    """
     import torch_pruning as tp
 
-    slicer = tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
+    kinds = {"conv": tp.ops.OPTYPE.CONV, "depthwise": tp.ops.OPTYPE.DEPTHWISE_CONV}
+    slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
     return slicer

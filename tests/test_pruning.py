@@ -21,13 +21,14 @@ from mint_compress.pruning import prune_
 from mint_compress.zoo import BUILDERS
 
 
-def half(model: nn.Module, x: Tensor, *, seed: int = 0) -> PruningPlan:
-    """A plan that takes half of every group, at random."""
+def half(model: nn.Module, x: Tensor, *, seed: int = 0, left: int | None = None) -> PruningPlan:
+    """A plan that takes half of every group, at random, or all but some positions."""
     groups, drawn, masks = find_groups(model, x), np.random.default_rng(seed), {}
     for group in groups:
         if group.prunable:
+            gone = group.width // 2 if left is None else group.width - left
             masks[group.name] = np.zeros(group.width, dtype=bool)
-            masks[group.name][drawn.permutation(group.width)[: group.width // 2]] = True
+            masks[group.name][drawn.permutation(group.width)[:gone]] = True
     return make_plan(groups, masks, asked=0.5)
 
 
@@ -83,6 +84,16 @@ def test_equals_the_network_that_ignores_the_channels(name: str, seed: int) -> N
     assert parameters(pruned) == plan.parameters[1] < parameters(model)
     torch.testing.assert_close(pruned(x), wanted, atol=1e-12, rtol=1e-10)
     assert not torch.allclose(wanted, model(x), atol=1e-6, rtol=0)  # the channels did matter
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise", "multiplier", "grouped_transposed"])
+def test_one_position_left(name: str) -> None:
+    """One channel in each channel group: a grouped convolution is then depthwise."""
+    model, x = build(name).double(), images(name, 3).double()
+    plan = half(model, x, left=1)
+    pruned = prune_(copy.deepcopy(model), plan)
+    assert parameters(pruned) == plan.parameters[1]
+    torch.testing.assert_close(pruned(x), ignoring(model, plan)(x), atol=1e-12, rtol=1e-10)
 
 
 def test_in_single_precision_too() -> None:

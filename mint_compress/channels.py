@@ -118,7 +118,7 @@ class ChannelGroup:
     members
         Every layer side the positions touch.
     prunable, reason
-        Whether positions may go, and if not, why not.
+        Whether positions may go, and if not, why not: the cause, then names and figures in brackets.
     network
         What every layer of the network counts; the same for all its groups.
     """

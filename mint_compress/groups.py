@@ -147,7 +147,7 @@ def _with_training(reference: Reference, inputs: tuple[Any, ...], trace: Trace) 
         return reference, trace
     trace.beyond_graph, trace.late = True, late
     if change(both.outputs, both.run()) > TOLERANCE:
-        trace.refuse(late, "only training uses it, and not twice in the same way")
+        trace.refuse(late, "only training uses a layer, and not twice in the same way")
         return reference, trace
     return both, trace
 
@@ -210,7 +210,7 @@ def _ignored(group: ChannelGroup, ignored: set[str]) -> str | None:
 def _shared(group: ChannelGroup, tied: Mapping[str, str]) -> str | None:
     for member in group.members:
         if member.layer in tied:
-            return f"{member.layer} shares a parameter with {tied[member.layer]}"
+            return f"its layers share a parameter ({member.layer} and {tied[member.layer]})"
     return None
 
 
@@ -279,7 +279,7 @@ def _channel_group(graph: Any, raw: Any, names: dict[Any, str]) -> ChannelGroup:
         if target.type == tp.ops.OPTYPE.PRELU and target.module.num_parameters == 1:
             continue
         if target.type not in kinds:
-            reason = reason or f"{type(target.module).__name__} {names[target.module]} cannot be cut"
+            reason = reason or f"{type(target.module).__name__} cannot be cut ({names[target.module]})"
             continue
         kind = kinds[target.type]
         both = kind not in ("conv", "linear", "embedding")
@@ -346,7 +346,9 @@ def _structural_fault(group: ChannelGroup) -> ChannelGroup:
         blocks = member.positions.reshape(member.channel_groups, -1) if whole else None
         # every channel group must lose the same positions, at the same offsets
         if blocks is None or (blocks != blocks[0]).any():
-            return group.left_alone(f"its channels cross the channel groups of {member.layer}")
+            return group.left_alone(
+                f"its channels cross the channel groups of a convolution ({member.layer})"
+            )
     return group
 
 

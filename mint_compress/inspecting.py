@@ -20,7 +20,7 @@ from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import check_inspection
 from mint_compress.planning import PruningPlan, most_removed
-from mint_compress.reporting import as_text
+from mint_compress.reporting import LeftAlone, as_text, left_alone_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -110,9 +110,10 @@ class Inspection:
             yield Text(f"Note: {note}")
         if self.groups:
             yield _table(self.groups)
-        if left_alone := list(_left_alone(self.groups)):
+        left_alone = [LeftAlone(group=g.name, reason=g.reason or "") for g in self.groups if not g.prunable]
+        if left_alone:
             yield Text("Not prunable:")
-        for line in left_alone:
+        for line in left_alone_lines(left_alone):
             yield Padding(Text(line), (0, 0, 0, 2))
         yield Text()
         for title, line in self._summary():
@@ -255,13 +256,3 @@ def _table(groups: Sequence[InspectedGroup]) -> Table:
 
 def _few(names: Sequence[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
-
-
-def _left_alone(groups: Sequence[InspectedGroup]) -> Iterator[str]:
-    reasons: dict[str, list[str]] = {}
-    for group in groups:
-        if not group.prunable:
-            reasons.setdefault(group.reason or "", []).append(group.name)
-    for reason, names in reasons.items():
-        count = f" ({len(names)} groups)" if len(names) > 1 else ""
-        yield f"{reason}{count}: {', '.join(names)}"

@@ -106,7 +106,9 @@ def tell_apart(
         if len(some) == 1:
             failed[some[0]] = reason
         elif asked >= trials:
-            failed.update(dict.fromkeys(some, f"too costly to analyse; one of {len(some)} groups: {reason}"))
+            failed.update(
+                dict.fromkeys(some, f"too costly to tell apart (one of {len(some)} groups: {reason})")
+            )
         else:
             half = len(some) // 2
             found = [(part, fault(part)) for part in (some[:half], some[half:])]

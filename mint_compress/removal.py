@@ -105,8 +105,8 @@ def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
                 moved = change(expected, reference.run())
     except Exception as error:
         # whatever a user's forward raises on a shape it did not expect
-        return first_line(error)
-    return None if moved <= TOLERANCE else f"the outputs then change by {moved:.1e}"
+        return f"the network then fails ({first_line(error)})"
+    return None if moved <= TOLERANCE else f"the outputs then change (by {moved:.1e})"
 
 
 @contextmanager

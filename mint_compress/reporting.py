@@ -148,7 +148,7 @@ class Report:
             yield _layer_table(self.layers)
         if self.left_alone:
             yield Text("Left alone:")
-        for line in _left_alone_lines(self.left_alone):
+        for line in left_alone_lines(self.left_alone):
             yield Padding(Text(line), (0, 0, 0, 2))
         yield Text()
         for title, line in self._summary():
@@ -203,13 +203,16 @@ def _layer_table(layers: Sequence[LayerChange]) -> Table:
     return table
 
 
-def _left_alone_lines(left_alone: Sequence[LeftAlone]) -> Iterator[str]:
-    reasons: dict[str, list[str]] = {}
+def left_alone_lines(left_alone: Sequence[LeftAlone]) -> Iterator[str]:
+    """A line for each cause, with its groups, and with the details in brackets if all have the same."""
+    causes: dict[str, list[LeftAlone]] = {}
     for entry in left_alone:
-        reasons.setdefault(entry["reason"], []).append(entry["group"])
-    for reason, groups in reasons.items():
-        count = f" ({len(groups)} groups)" if len(groups) > 1 else ""
-        yield f"{reason}{count}: {', '.join(groups)}"
+        causes.setdefault(entry["reason"].partition(" (")[0], []).append(entry)
+    for cause, entries in causes.items():
+        reasons = {entry["reason"] for entry in entries}
+        said = cause if len(reasons) > 1 else reasons.pop()
+        count = f" ({len(entries)} groups)" if len(entries) > 1 else ""
+        yield f"{said}{count}: {', '.join(entry['group'] for entry in entries)}"
 
 
 def _accuracy_lines(accuracy: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:

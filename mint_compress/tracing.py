@@ -121,13 +121,13 @@ class Trace:
         layer = self.owner.get(id(tensor))
         if layer is not None:
             name = self._layers[layer]
-            self.odd.setdefault(name, f"the weights of {name} are used outside of it")
+            self.odd.setdefault(name, f"its weights are used outside of the layer ({name})")
 
     def refuse(self, layers: set[str], why: str) -> None:
         """Leave alone whatever these layers read or give."""
         for touch in self._touches.values():
             if touch.layer in layers:
-                self.units.freeze(touch.units, f"{touch.layer}: {why}")
+                self.units.freeze(touch.units, f"{why} ({touch.layer})")
 
     # --- layers --------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Trace:
                 self.call(module, given[0], output)
 
     def _refuse(self, module: nn.Module, given: list[Tensor], why: str) -> None:
-        reason = f"{type(module).__name__} {self._layers[module]} {why}"
+        reason = f"{type(module).__name__} {why} ({self._layers[module]})"
         for tensor in given:
             self.units.freeze(self.labels.of(tensor), reason)
         for name, part in module.named_modules(prefix=self._layers[module]):
@@ -157,7 +157,7 @@ class Trace:
         """A layer read one tensor and gave another."""
         name, labels = self._layers[module], self.labels.of(given)
         if any(True for child in module.children() for _ in child.parameters()):
-            self.odd.setdefault(name, f"{type(module).__name__} {name} has layers of its own")
+            self.odd.setdefault(name, f"{type(module).__name__} has layers of its own ({name})")
         if isinstance(module, nn.Embedding):
             units = self._touch(name, "embedding", "out", self._given(name, module.embedding_dim))
             self.labels.put(output, spread(units, output.ndim - 1, output.shape))
@@ -188,7 +188,7 @@ class Trace:
             self._refuse(module, [given], "reads along a dimension that is not the channels'")
             return
         self.beyond_graph = True
-        self.odd.setdefault(name, f"{name} mixes places, not channels")
+        self.odd.setdefault(name, f"{type(module).__name__} mixes places, not channels ({name})")
         shape = [
             o if d == dim else s for d, (s, o) in enumerate(zip(labels.shape, output.shape, strict=True))
         ]
@@ -214,7 +214,7 @@ class Trace:
         read = self.units.folded(self.units.across(labels, dim), groups)
         if len(getattr(module, "normalized_shape", (1,))) > 1:
             self._refuse(module, [output], "normalises more than the channels")
-            self.units.freeze(read, f"LayerNorm {self._layers[module]} normalises more than the channels")
+            self.units.freeze(read, f"LayerNorm normalises more than the channels ({self._layers[module]})")
         else:
             self._touch(self._layers[module], "norm", "both", read, groups)
         self.labels.put(output, spread(read, dim, output.shape))
@@ -230,7 +230,7 @@ class Trace:
         self.units.join(before.units, units)
         if bool(((before.units == 0) != (units == 0)).any()):
             for labels in (before.units, units):
-                self.units.freeze(labels, f"{name} reads other channels at another call")
+                self.units.freeze(labels, f"a layer reads other channels at another call ({name})")
         return units
 
     # --- groups --------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Trace:
                 along = labels.movedim(fitting[0], 0).reshape(labels.shape[fitting[0]], -1)[:, 0]
                 found.append(Touch(name, "parameter", "both", along, 1, fitting[0]))
             elif labels.numel() > 1:
-                self.units.freeze(labels, f"the channels of parameter {name} lie in no single dimension")
+                self.units.freeze(labels, f"the channels of a parameter lie in no single dimension ({name})")
         return found
 
 

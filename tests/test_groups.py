@@ -265,7 +265,7 @@ class Failing(Noisy):
 
 def test_an_auxiliary_head_that_cannot_be_proved_holds_what_it_reads() -> None:
     groups = {g.name: g for g in find_groups(Noisy().eval(), images("chain"))}
-    assert groups["conv1"].reason == "aux: only training uses it, and not twice in the same way"
+    assert groups["conv1"].reason == "only training uses a layer, and not twice in the same way (aux)"
     assert prunable(groups) == {"conv2"}
 
 
@@ -295,12 +295,20 @@ def test_normalisations_without_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "group", "reason"),
     [
-        ("tied_weights", "a", "a shares a parameter with b"),
-        ("tied_weights", "stem", "a shares a parameter with b"),
-        ("tracked_instance_norm", "conv1", "its channels cannot be removed: RuntimeError: running_mean"),
-        ("wide_layer_norm", "conv1", "LayerNorm norm normalises more than the channels"),
-        ("wide_layer_norm_affine", "conv1", "LayerNorm norm normalises more than the channels"),
-        ("fixed_shape", "conv1", "its channels cannot be removed: RuntimeError: shape"),
+        ("tied_weights", "a", "its layers share a parameter (a and b)"),
+        ("tied_weights", "stem", "its layers share a parameter (a and b)"),
+        (
+            "tracked_instance_norm",
+            "conv1",
+            "its channels cannot be removed: the network then fails (RuntimeError: running_mean",
+        ),
+        ("wide_layer_norm", "conv1", "LayerNorm normalises more than the channels (norm)"),
+        ("wide_layer_norm_affine", "conv1", "LayerNorm normalises more than the channels (norm)"),
+        (
+            "fixed_shape",
+            "conv1",
+            "its channels cannot be removed: the network then fails (RuntimeError: shape",
+        ),
         ("grouped_transposed", "up", "its channels cannot be removed"),
         ("multiplier", "conv1", "only one channel"),
         ("multiplier", "dw", "map not verifiable: fewer than three"),
@@ -432,7 +440,7 @@ def test_what_mixes_places_stays_and_its_channels_do_not() -> None:
     groups = {g.name: g for g in find_groups(Mixer().eval(), x)}
     assert prunable(groups) == {"patches", "fc1"}
     assert ("places1", "in") not in members(groups["patches"])
-    assert groups["places1"].reason == "places1 mixes places, not channels"
+    assert groups["places1"].reason == "Linear mixes places, not channels (places1)"
 
 
 def test_halves_that_scale_each_other_go_in_pairs() -> None:
@@ -506,7 +514,7 @@ def test_multihead_attention_holds_its_stream_and_not_the_mlp() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     groups = {g.name: g for g in find_groups(nn.Sequential(nn.Linear(5, 8), model), torch.randn(2, 4, 5))}
     assert groups["1.linear1"].prunable and groups["1.linear1"].width == 12
-    assert groups["0"].reason == "MultiheadAttention 1.self_attn reads and gives fixed widths"
+    assert groups["0"].reason == "MultiheadAttention reads and gives fixed widths (1.self_attn)"
 
 
 def test_the_same_groups_whenever_asked() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mint_compress.reporting import LeftAlone, Report
+from mint_compress.reporting import LeftAlone, Report, left_alone_lines
 
 KEYS = [
     *("format", "model", "seed", "command", "versions", "ratio", "parameters", "macs", "accuracy", "layers"),
@@ -121,6 +121,18 @@ def test_notes_then_layers_then_what_was_left_alone(full: Report) -> None:
     assert rows[1] == ["conv[2]", "->", "fc", "250", "250", "0.0", "%"]
     assert "its channel map failed the permutation check (2 groups): down1, down2" in text
     assert "the network's output: fc" in text
+
+
+def test_groups_are_left_alone_by_cause_whatever_the_figures() -> None:
+    left: list[LeftAlone] = [
+        {"group": "a", "reason": "cannot go: it fails (shape '[1, 4]')"},
+        {"group": "b", "reason": "cannot go: it fails (shape '[1, 8]')"},
+        {"group": "c", "reason": "ignored by the user (c)"},
+    ]
+    assert list(left_alone_lines(left)) == [
+        "cannot go: it fails (2 groups): a, b",
+        "ignored by the user (c): c",
+    ]
 
 
 def test_every_group_left_alone_is_named() -> None:

@@ -126,7 +126,7 @@ def test_a_bounded_number_of_trials_refuses_too_much_and_never_too_little() -> N
     found = tell_apart(grouped(names), fails(wrong, asked), trials=3)
     # names that differ by numbers only stay together, so the first halving separates them
     assert set(found) == wrong and len(asked) == 3
-    assert found[1] == "too costly to analyse; one of 8 groups: wrong"
+    assert found[1] == "too costly to tell apart (one of 8 groups: wrong)"
 
 
 def test_wrong_only_together_is_wrong() -> None:

@@ -510,6 +510,23 @@ def test_heads_of_timm_go_and_their_number_follows() -> None:
     torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
 
 
+def test_torchvision_vit_loses_hidden_channels_and_keeps_its_width_and_heads() -> None:
+    from torchvision.models import VisionTransformer
+
+    model, x = VisionTransformer(16, 8, 2, 2, 8, 16, num_classes=3).eval(), torch.randn(2, 3, 16, 16)
+    groups = {g.name: g for g in find_groups(model, x)}
+    hidden = {f"encoder.layers.encoder_layer_{i}.mlp.0" for i in range(2)}
+    assert prunable(groups) == hidden
+    assert str(groups["conv_proj"].reason).startswith("MultiheadAttention reads and gives fixed widths")
+    plan = make_plan(list(groups.values()), {n: np.arange(16) % 2 == 0 for n in hidden}, asked=0.1)
+    expected = copy.deepcopy(model)
+    for layer in expected.encoder.layers:
+        layer.mlp[3].weight.data[:, ::2] = 0
+    prune_(model, plan)
+    assert model.hidden_dim == 8
+    torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
+
+
 def test_multihead_attention_holds_its_stream_and_not_the_mlp() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     groups = {g.name: g for g in find_groups(nn.Sequential(nn.Linear(5, 8), model), torch.randn(2, 4, 5))}

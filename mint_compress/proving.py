@@ -80,8 +80,9 @@ def tell_apart(
 ) -> dict[int, str]:
     """Find those that fail among groups that are tried together, halving what fails, in few trials.
 
-    Groups with like names, which mostly pass or fail alike, stay together. What is not told apart
-    after so many trials is refused: never too little, and at a cost that is bounded.
+    Groups whose names differ by numbers only mostly pass or fail alike: they are told from others
+    first, and from each other while trials last. What is not told apart after so many trials is
+    refused: never too little, and at a cost that is bounded.
 
     Parameters
     ----------
@@ -97,11 +98,12 @@ def tell_apart(
     dict
         Number -> reason, of those that fail.
     """
-    order = sorted(groups, key=lambda i: (re.sub(r"\d+", "#", groups[i].name), i))
+    kind = {i: re.sub(r"\d+", "#", group.name) for i, group in groups.items()}
+    order = sorted(groups, key=lambda i: (kind[i], i))
     reason = fault(order) if order else None
     failing, failed, asked = ([(order, reason)] if reason else []), dict[int, str](), 1
     while failing:
-        failing.sort(key=lambda f: len(f[0]))
+        failing.sort(key=lambda f: (kind[f[0][0]] != kind[f[0][-1]], len(f[0])))
         some, reason = failing.pop()
         if len(some) == 1:
             failed[some[0]] = reason
@@ -110,7 +112,8 @@ def tell_apart(
                 dict.fromkeys(some, f"too costly to tell apart (one of {len(some)} groups: {reason})")
             )
         else:
-            half = len(some) // 2
+            borders = [at for at in range(1, len(some)) if kind[some[at - 1]] != kind[some[at]]]
+            half = min(borders or [len(some) // 2], key=lambda at: abs(at - len(some) / 2))
             found = [(part, fault(part)) for part in (some[:half], some[half:])]
             asked += 2
             failing += [(part, why) for part, why in found if why]

@@ -129,6 +129,12 @@ def test_a_bounded_number_of_trials_refuses_too_much_and_never_too_little() -> N
     assert found[1] == "too costly to tell apart (one of 8 groups: wrong)"
 
 
+def test_kinds_of_names_are_told_apart_before_trials_run_out() -> None:
+    names = [f"block{i}.attention" for i in range(5)] + [f"block{i}.mlp" for i in range(3)] + ["stem"]
+    found = tell_apart(grouped(names), fails(set(range(5)), []), trials=5)
+    assert set(found) == set(range(5))
+
+
 def test_wrong_only_together_is_wrong() -> None:
     found = tell_apart(grouped("ab"), lambda some: "clash" if len(some) == 2 else None, trials=9)
     assert found == {0: "clash", 1: "clash"}

@@ -21,7 +21,11 @@ from mint_compress.twins import TOLERANCE, Reference, change
 
 
 class _NoStatistics(TorchFunctionMode):
-    """Normalise nothing: statistics over channels hide whether the right channels are there."""
+    """Hold values down one by one: statistics over channels hide whether the right channels are there.
+
+    With nothing in the place of the statistics the values of a deep network may overflow; asinh grows
+    like a logarithm and flattens nothing out.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -33,7 +37,7 @@ class _NoStatistics(TorchFunctionMode):
         if func is not F.layer_norm:
             shape = [-1] + [1] * (x.ndim - 2)
             weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
-        x = x if weight is None else x * weight
+        x = x.asinh() if weight is None else x.asinh() * weight
         return x if bias is None else x + bias
 
 

@@ -429,6 +429,26 @@ def test_transformer() -> None:
     assert members(heads)["attention.proj", "in"][1] == [0, 0, 0, 1, 1, 1]
 
 
+class Growing(nn.Module):
+    """Values that are cubed again and again: only the normalisations keep them finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norms = nn.Linear(5, 6), nn.ModuleList(nn.LayerNorm(6) for _ in range(9))
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 10 * self.embed(x)
+        for norm in self.norms:
+            x = norm(x) ** 3
+        return self.fc2(F.relu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+def test_values_do_not_overflow_where_statistics_are_left_out() -> None:
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    assert {g.name for g in find_groups(Growing().eval(), x) if g.prunable} == {"embed", "fc1"}
+
+
 def test_windows_do_not_hide_the_channels() -> None:
     groups = groups_of("windows")
     assert prunable(groups) == {"patches", "fc1"}

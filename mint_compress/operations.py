@@ -51,10 +51,14 @@ NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 
 
 class Labels:
-    """The labels of all tensors of a pass; bare parameters get theirs when they are first met."""
+    """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
+
+    ``products`` says whether channels were multiplied with channels, as in attention.
+    """
 
     def __init__(self, bare: dict[str, nn.Parameter]) -> None:
         self.units = Units()
+        self.products = False
         self.elements: dict[str, Tensor] = {}
         self._labels = WeakTensorKeyDictionary()
         self._bare = {id(p): (name, p) for name, p in bare.items()}
@@ -235,11 +239,14 @@ def _normalised(store: Labels, func: Any, given: dict[str, Any], output: Any) ->
 
 
 def _multiplied(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
-    one, other = (store.of(t) for t in list(given.values())[:2])
+    factors = list(given.values())[:2]
+    store.products |= all(store.knows(t) for t in factors)
+    one, other = (store.of(t) for t in factors)
     store.put(output, product(store.units, one, other))
 
 
 def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    store.products = True
     q, k, v = (store.of(t) for t in list(given.values())[:3])
     if q.shape[:-2] != v.shape[:-2]:  # heads that share keys
         for labels in (q, k, v):

@@ -61,7 +61,7 @@ class Trace:
     ----------
     beyond_graph
         Whether there is what Torch-Pruning's graph does not know or cannot afford: layers that only
-        training uses; linear layers that read tokens, with which its index maps multiply.
+        training uses; linear layers that read tokens, and attention, with which its index maps multiply.
     complete
         Whether the last pass could be followed to its end.
     late
@@ -105,6 +105,7 @@ class Trace:
         for output in outputs:
             self.units.freeze(self.labels.of(output), HEAD)
         self.labels.forget()
+        self.beyond_graph |= self.labels.products
         self.complete = True
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, Chain, Mixer, build, images
+from networks import NETWORKS, Chain, Mixer, build, conv, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
 from mint_compress.planning import make_plan
 from mint_compress.pruning import prune_
+from mint_compress.tracing import Trace
 from mint_compress.zoo import BUILDERS
 
 
@@ -427,6 +428,33 @@ def test_transformer() -> None:
     assert heads.width == 2 and not heads.prunable
     assert members(heads)["attention.qkv", "out"][1] == [0, 0, 0, 1, 1, 1] * 3
     assert members(heads)["attention.proj", "in"][1] == [0, 0, 0, 1, 1, 1]
+
+
+class ConvAttention(nn.Module):
+    """Attention of convolutions: many places, which Torch-Pruning's index maps take for channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.q, self.k, self.v = conv(3, 8), conv(8, 6, 1), conv(8, 6, 1), conv(8, 8, 1)
+        self.inner, self.outer = conv(8, 12, 1), conv(12, 8, 1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
+        x = x + (v @ (q.transpose(1, 2) @ k).softmax(-1)).reshape(x.shape)
+        x = x + self.outer(F.relu(self.inner(x)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_attention_of_convolutions_is_followed_and_not_left_to_the_graph() -> None:
+    model, x = ConvAttention().eval(), torch.randn(1, 3, 12, 12)
+    trace = Trace(model)
+    trace.run((x,))
+    assert trace.beyond_graph
+    groups = {g.name: g for g in find_groups(model, x)}
+    assert prunable(groups) == {"stem", "inner"} and groups["q"].reason == "no layer reads it"
+    assert members(groups["q"]) == {("q", "out"): straight(6), ("k", "out"): straight(6)}
 
 
 class Growing(nn.Module):

@@ -79,8 +79,15 @@ class Units:
         return self.find(labels)
 
     def reduced(self, labels: Tensor, dims: Iterable[int], *, keepdim: bool) -> Tensor:
-        """The label along ``dims`` where there is only one, 0 where there are several."""
+        """The label along ``dims`` where there is only one, 0 where there are several.
+
+        Branches that are summed are no such case: channels at the same place in each go together.
+        """
         dims = sorted({d % labels.ndim for d in dims})
+        labels = self.find(labels)
+        for dim in dims if self._stacked(labels, dims) else ():
+            part = compact(labels, keep=(d for d in range(labels.ndim) if d != dim))
+            self.join(part.amax(dim, keepdim=True), part)
         labels = self.find(labels)
         for dim in dims:
             part = compact(labels, keep=(d for d in range(labels.ndim) if d != dim))
@@ -91,6 +98,16 @@ class Units:
             for dim in reversed(dims):
                 labels = labels.squeeze(dim)
         return labels
+
+    def _stacked(self, labels: Tensor, dims: Sequence[int]) -> bool:
+        """Whether a few things with many channels each, not many channels, stand along ``dims``."""
+        along = [d for d in sorted(self.varying(labels)) if d in dims]
+        rest = [d for d in sorted(self.varying(labels)) if d not in dims]
+        if not along or not rest:
+            return False
+        bare = compact(labels)
+        table = bare.movedim(along, list(range(len(along)))).flatten(0, len(along) - 1).flatten(1)
+        return len(table.unique(dim=0)) < table.unique(dim=1).shape[1]
 
     def varying(self, labels: Tensor) -> set[int]:
         """Dimensions along which the label changes."""

@@ -485,6 +485,21 @@ class Shuffled(nn.Module):
         return self.fc(F.relu(self.after(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class SelectiveKernel(nn.Module):
+    """Two branches side by side, each channel of each with a weight of its own, are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.weigh = conv(3, 6), conv(3, 6, 5), nn.Linear(6, 12)
+        self.after = conv(6, 5)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([F.relu(self.a(x)), F.relu(self.b(x))], 1)
+        weights = self.weigh(x.sum(1).mean((2, 3))).reshape(-1, 2, 6, 1, 1).softmax(1)
+        return self.fc(F.relu(self.after((x * weights).sum(1))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class PixelShuffled(nn.Module):
     """Four channels become one of four times the size."""
 
@@ -536,6 +551,7 @@ NETWORKS: dict[str, Network] = {
     "windows": Network(Windows, (3, 6, 6)),
     "gated": Network(GatedLinear, (7, 6)),
     "shuffled": Network(Shuffled, (3, 6, 6)),
+    "selective_kernel": Network(SelectiveKernel, (3, 6, 6)),
     "pixel_shuffled": Network(PixelShuffled, (3, 6, 6)),
 }
 """Every tiny network by name."""

@@ -503,6 +503,16 @@ def test_inside_a_shuffled_block_channels_are_free() -> None:
     assert members(groups["after"]) == {("after", "out"): straight(4), ("fc", "in"): straight(4)}
 
 
+def test_branches_that_are_added_up_go_together() -> None:
+    groups = groups_of("selective_kernel")
+    twice = list(range(12)), [0, 1, 2, 3, 4, 5] * 2
+    assert members(groups["a"]) == {
+        **{(layer, side): straight(6) for layer, side in (("a", "out"), ("b", "out"), ("weigh", "in"))},
+        ("weigh", "out"): twice,
+        ("after", "in"): straight(6),
+    }
+
+
 def test_pixel_shuffle_gives_every_position_four_channels() -> None:
     groups = groups_of("pixel_shuffled")
     assert members(groups["conv"]) == {

@@ -21,6 +21,7 @@ from mint_compress.inputs import Inputs, by_position
 from mint_compress.patches import in_channels, out_channels
 from mint_compress.proving import map_faults
 from mint_compress.removal import removable
+from mint_compress.slicing import rows_beside
 from mint_compress.tracing import HEAD, Trace
 from mint_compress.twins import TOLERANCE, Reference, change, float64_twin, reference_run, training_flags
 
@@ -390,8 +391,10 @@ def _layer_shape(module: Any, own: Mapping[str, nn.Parameter], macs: int) -> Lay
     weights, bias = sizes.pop("weight", 0), sizes.pop("bias", 0)
     fixed = sum(sizes.values())
     if isinstance(module, WEIGHTED):
-        inputs = 0 if _is_depthwise(module) else in_channels(module)
-        return LayerShape(inputs, out_channels(module), weights, int(bias > 0), fixed, macs)
+        inputs, outputs = 0 if _is_depthwise(module) else in_channels(module), out_channels(module)
+        beside = sum(sizes[n] for n in rows_beside(module) if n in sizes)
+        per_output = int(bias > 0) + beside // outputs
+        return LayerShape(inputs, outputs, weights, per_output, fixed - beside, macs)
     if isinstance(module, (*NORMS, nn.Embedding)):
         outputs = _channels(module, "norm" if isinstance(module, NORMS) else "embedding", "both", 0)
         if weights % outputs == 0 and bias in (0, outputs):

@@ -107,7 +107,7 @@ class Units:
             return False
         bare = compact(labels)
         table = bare.movedim(along, list(range(len(along)))).flatten(0, len(along) - 1).flatten(1)
-        return len(table.unique(dim=0)) < table.unique(dim=1).shape[1]
+        return bool(len(table.unique(dim=0)) < table.unique(dim=1).shape[1])
 
     def varying(self, labels: Tensor) -> set[int]:
         """Dimensions along which the label changes."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from mint_compress.channels import ChannelGroup, Indices, Member
 from mint_compress.outputs import tensors_in
+from mint_compress.slicing import rows_beside
 from mint_compress.twins import TOLERANCE, Reference, training_flags
 from mint_compress.twins import change as change_between
 
@@ -262,5 +263,6 @@ def _cut_tensors(member: Member, model: nn.Module) -> Iterator[tuple[torch.Tenso
         yield layer.weight, 1, member.total
     else:
         yield layer.weight, 1 if transposed and member.kind == "conv" else 0, member.total
-        if bias is not None:
-            yield bias, 0, bias.shape[0]
+        for tensor in (bias, *rows_beside(layer).values()):
+            if tensor is not None:
+                yield tensor, 0, tensor.shape[0]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.channels import ChannelGroup, Indices, Side
+from mint_compress.counting import hooked
 from mint_compress.errors import first_line
 from mint_compress.proving import tell_apart
 from mint_compress.slicing import adapt_, cut_
@@ -30,15 +31,32 @@ class _NoStatistics(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func not in (F.layer_norm, F.group_norm, F.instance_norm):
+        if func not in (F.layer_norm, F.group_norm, F.instance_norm, F.batch_norm):
             return result
         given = inspect.signature(func).bind(*args, **kwargs).arguments
+        if func is F.batch_norm and not given.get("training"):
+            return result  # its statistics are stored, a number for each channel
         x, weight, bias = given["input"], given.get("weight"), given.get("bias")
         if func is not F.layer_norm:
             shape = [-1] + [1] * (x.ndim - 2)
             weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
         x = x.asinh() if weight is None else x.asinh() * weight
         return x if bias is None else x + bias
+
+
+@contextmanager
+def _no_response(model: nn.Module) -> Iterator[None]:
+    """The same for timm's GlobalResponseNorm, which takes a mean over channels by itself."""
+
+    def held_down(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        (x,) = inputs
+        weight, bias = (p.view(module.wb_shape) for p in (module.weight, module.bias))
+        result: torch.Tensor = x + bias + weight * x.asinh()
+        return result
+
+    found = [m for m in model.modules() if type(m).__name__ == "GlobalResponseNorm"]
+    with hooked([m.register_forward_hook(held_down) for m in found]):
+        yield
 
 
 def removable(
@@ -99,7 +117,7 @@ def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
                 gone.setdefault((m.layer, m.kind, m.side, m.dim), []).extend(own)
     model = reference.model
     try:
-        with _NoStatistics():
+        with _NoStatistics(), _no_response(model):
             with _silenced(model, gone):
                 expected = reference.run()
             with _restored(model):

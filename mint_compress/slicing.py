@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mint_compress.counting import WEIGHTED
 from mint_compress.shapes import size_attributes
 
 
@@ -32,7 +33,20 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
         return
     module = model.get_submodule(layer)
     slicer = slicer_of(module, kind)
+    beside = rows_beside(module) if side != "in" else {}
     (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
+    for name, parameter in beside.items():
+        kept = [row for row in range(len(parameter)) if row not in set(channels)]
+        setattr(module, name, nn.Parameter(parameter.detach()[kept]))
+
+
+def rows_beside(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a layer beside weight and bias with a row for every output, such as a gain, by name."""
+    if not isinstance(module, WEIGHTED):
+        return {}
+    own = module.named_parameters(recurse=False)
+    outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    return {n: p for n, p in own if n not in ("weight", "bias") and p.ndim and len(p) == outputs}
 
 
 def adapt_(model: nn.Module) -> None:

@@ -76,9 +76,11 @@ def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, 
                     tensor.data.uniform_(low, high, generator=generator)
         elif isinstance(module, WEIGHTED) and not bool(module.weight.any()):
             module.weight.data.normal_(0, 0.02, generator=generator)
-        elif not isinstance(module, WEIGHTED):
-            for bare in module.parameters(recurse=False):
-                if _is_constant(bare):  # a layer scale that starts at zero shuts its branch
+        if not isinstance(module, NORMS):
+            usual = ("weight", "bias") if isinstance(module, WEIGHTED) else ()
+            for name, bare in module.named_parameters(recurse=False):
+                # a layer scale or a gain that starts at zero shuts its branch
+                if name not in usual and _is_constant(bare):
                     bare.data.uniform_(0.5, 1.5, generator=generator)
     for parameter in twin.parameters():
         parameter.requires_grad_(True)

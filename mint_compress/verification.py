@@ -338,11 +338,13 @@ def _described(module: nn.Module) -> int | None:
     """Parameters a layer should have by its own attributes; None where they do not tell."""
     if module._parameters.get("weight") is None:
         return None
+    beside = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n not in ("weight", "bias"))
     if isinstance(module, CONVOLUTIONS):
         filters = module.in_channels * module.out_channels // module.groups * math.prod(module.kernel_size)
-        return filters + (module.out_channels if module.bias is not None else 0)
+        return filters + (module.out_channels if module.bias is not None else 0) + beside
     if isinstance(module, nn.Linear):
-        return module.in_features * module.out_features + (0 if module.bias is None else module.out_features)
+        bias = 0 if module.bias is None else module.out_features
+        return module.in_features * module.out_features + bias + beside
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return 2 * module.num_features
     return None

@@ -500,6 +500,32 @@ class SelectiveKernel(nn.Module):
         return self.fc(F.relu(self.after((x * weights).sum(1))).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Standardised(nn.Conv2d):
+    """Each filter has mean 0 and variance 1 but for a gain of its own, which starts at zero, as in NFNets."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+        self.gain = nn.Parameter(torch.zeros(outputs, 1, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, len(self.weight), -1)
+        rows = F.batch_norm(rows, None, None, weight=self.gain.flatten(), training=True)
+        return F.conv2d(input, rows.reshape(self.weight.shape), self.bias, padding=self.padding)
+
+
+class NormFree(nn.Module):
+    """Standardised filters in place of normalised channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = conv(3, 6), Standardised(6, 8, 3), Standardised(8, 6, 1)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc((x + self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class PixelShuffled(nn.Module):
     """Four channels become one of four times the size."""
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, Chain, Mixer, build, conv, images
+from networks import NETWORKS, Chain, Mixer, NormFree, build, conv, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mint_compress.channels import ChannelGroup, consumer_units, unit_offsets
+from mint_compress.checkpoints import save
 from mint_compress.counting import parameters
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
+from mint_compress.models import load
 from mint_compress.planning import make_plan
 from mint_compress.pruning import prune_
 from mint_compress.tracing import Trace
+from mint_compress.verification import check_modules
 from mint_compress.zoo import BUILDERS
 
 
@@ -566,6 +570,38 @@ def test_heads_of_timm_go_and_their_number_follows() -> None:
     assert (model.attention.num_heads, model.attention.attn_dim) == (3, 9)
     assert model.attention.qkv.weight.shape == (27, 12)
     torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_gain_goes_with_the_filter_that_it_scales(tmp_path: Path) -> None:
+    model, x = NormFree().eval(), torch.randn(2, 3, 6, 6)
+    groups = find_groups(model, x)
+    assert {g.name for g in groups if g.prunable} == {"stem", "conv1"}
+    assert groups[0].network.parameters == parameters(model)
+    plan = make_plan(groups, {"conv1": np.arange(8) % 2 == 0, "stem": np.arange(6) < 2}, asked=0.5)
+    model.conv1.gain.data = torch.arange(8.0).reshape(8, 1, 1, 1)
+    prune_(model, plan)
+    assert model.conv1.gain.flatten().tolist() == [1, 3, 5, 7] and model.conv2.gain.shape[0] == 4
+    assert check_modules(model, model, {n: after for n, (_, after) in plan.layers.items()}) == parameters(
+        model
+    )
+    save(model, tmp_path / "a.safetensors")
+    assert torch.equal(load(tmp_path / "a.safetensors", builder=NormFree)(x), model(x))
+
+
+def test_channels_under_a_global_response_norm_go() -> None:
+    from timm.layers.grn import GlobalResponseNorm
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.grn, self.fc2 = nn.Linear(5, 8), GlobalResponseNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.grn(F.relu(self.fc1(x)))).mean((1, 2))  # type: ignore[no-any-return]
+
+    groups = {g.name: g for g in find_groups(Block().eval(), torch.randn(2, 4, 4, 5))}
+    assert groups["fc1"].prunable
+    assert members(groups["fc1"])["grn.weight", "both"] == straight(8)
 
 
 def test_torchvision_vit_loses_hidden_channels_and_keeps_its_width_and_heads() -> None:

@@ -302,11 +302,26 @@ def test_a_tampered_weight_fails_parity(tampered: Branched, session: Session, sa
     check_parity(tampered, session, samples)
     with torch.no_grad():
         tampered.second.weight[0, 0] += 0.01
-    with pytest.raises(CheckFailed, match=r"differs from the pruned one by .* 1e-04 is allowed") as caught:
+    with pytest.raises(CheckFailed, match=r"differs from the pruned one by .* 1e-04 is allowed\.$") as caught:
         check_parity(tampered, session, samples)
     assert caught.value.exit_code == 1
     parity = check_parity(tampered, session, samples, tolerance=1.0)
     assert parity.max_rel > 1e-4
+
+
+def test_rounding_is_named_where_it_is_to_blame(
+    tampered: Branched, session: Session, samples: torch.Tensor
+) -> None:
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = tampered
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [output + 1e6 - 1e6 for output in self.network(x).values()]
+
+    with pytest.raises(CheckFailed, match=r"allowed. PyTorch itself is .* off double precision"):
+        check_parity(Coarse(), session, samples)
 
 
 def test_only_the_second_output_differs(tampered: Branched, session: Session, samples: torch.Tensor) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from mint_compress.twins import TOLERANCE, Reference, change, float64_twin, refe
 
 log = logging.getLogger(__name__)
 
-VISITS, LOOKUPS = 5_000, 100_000
-"""Steps through Torch-Pruning's graph, and through its search for widths, before it is given up."""
+VISITS, LOOKUPS, INDICES = 5_000, 100_000, 5_000_000
+"""Steps through Torch-Pruning's graph, through its search for widths, and indices that it maps, before
+it is given up."""
 
 STEPS = 3
 """Of the analysis: following the channels, Torch-Pruning's graph, the trace."""
@@ -216,13 +218,13 @@ def _shared(group: ChannelGroup, tied: Mapping[str, str]) -> str | None:
 
 
 def _torch_pruning(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    """Torch-Pruning's graph and its groups, within ``VISITS`` and ``LOOKUPS``."""
+    """Torch-Pruning's graph and its groups, within ``VISITS``, ``LOOKUPS`` and ``INDICES``."""
     import torch_pruning as tp
 
-    count = {"visits": 0, "lookups": 0}
+    count = {"visits": 0, "lookups": 0, "indices": 0}
 
-    def step(what: str, limit: int) -> None:
-        count[what] += 1
+    def step(what: str, limit: int, by: int = 1) -> None:
+        count[what] += by
         if count[what] > limit:
             raise TooCostly(f"{limit} {what}")
 
@@ -243,12 +245,22 @@ def _torch_pruning(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list
 
         return is_triggered_by
 
+    class Limits(list[Any]):
+        # flattening makes as many indices of one as there are places, again and again
+        def __iter__(self) -> Iterator[Any]:
+            return (m and partial(self.mapped, m) for m in super().__iter__())
+
+        def mapped(self, mapping: Any, indices: Any) -> Any:
+            step("indices", INDICES, len(indices) * getattr(mapping, "_stride", 1))
+            return mapping(indices)
+
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         graph = Limited().build_dependency(model, inputs, verbose=False)
         for node in graph.module2node.values():
             for dependency in node.dependencies:
                 dependency.is_triggered_by = counted(dependency.is_triggered_by)
+                dependency.index_mapping = Limits(dependency.index_mapping)
         return graph, list(graph.get_all_groups())
 
 

@@ -13,6 +13,7 @@ from networks import NETWORKS, Chain, Mixer, NormFree, build, conv, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mint_compress import groups as groups_module
 from mint_compress.channels import ChannelGroup, consumer_units, unit_offsets
 from mint_compress.checkpoints import save
 from mint_compress.counting import parameters
@@ -22,6 +23,7 @@ from mint_compress.models import load
 from mint_compress.planning import make_plan
 from mint_compress.pruning import prune_
 from mint_compress.tracing import Trace
+from mint_compress.twins import float64_twin
 from mint_compress.verification import check_modules
 from mint_compress.zoo import BUILDERS
 
@@ -544,6 +546,16 @@ def test_two_ways_to_the_same_groups(name: str, monkeypatch: pytest.MonkeyPatch)
     first = find_groups(build(name), images(name))
     monkeypatch.setattr("mint_compress.groups.VISITS", 0)
     assert signature(find_groups(build(name), images(name))) == signature(first)
+
+
+def test_index_maps_that_grow_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = float64_twin(build("flatten"), (images("flatten"),))
+    first = find_groups(model, x)
+    assert groups_module._torch_pruning(model, x)
+    monkeypatch.setattr(groups_module, "INDICES", 20)  # four channels of six places are 24
+    with pytest.raises(groups_module.TooCostly):
+        groups_module._torch_pruning(model, x)
+    assert signature(find_groups(model, x)) == signature(first)
 
 
 def test_heads_of_timm_go_and_their_number_follows() -> None:

@@ -123,23 +123,35 @@ def compensate_(
             reached = {p.advance() for p in (*passes, *references)}
             if reached != {name}:
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
-            norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
-            columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-            wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
-            places = min(wanted, output_positions(layer, references[0].halted_output()))
-            intercept = norm is not None or layer.bias is not None
-            fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
-            target = _Target(layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts)
-            for mine, reference in zip(passes, references, strict=True):
-                goal = target.of(name, mine, reference)
-                positions = sample_positions(output_positions(layer, goal), wanted, generator)
-                _add_pass(fit, layer, mine, goal, positions)
-            chosen = fit.choose(weight_matrix(layer))
-            _write(layer, norm, chosen)
-            repairs.append(Repair(name, chosen.before, chosen.after, chosen.ridge))
+            if _same_places(layer, passes[0], references[0]):
+                norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
+                columns = in_channels(layer) * taps(layer) // channel_groups(layer)
+                wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
+                places = min(wanted, output_positions(layer, references[0].halted_output()))
+                intercept = norm is not None or layer.bias is not None
+                fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
+                target = _Target(
+                    layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts
+                )
+                for mine, reference in zip(passes, references, strict=True):
+                    goal = target.of(name, mine, reference)
+                    positions = sample_positions(output_positions(layer, goal), wanted, generator)
+                    _add_pass(fit, layer, mine, goal, positions)
+                chosen = fit.choose(weight_matrix(layer))
+                _write(layer, norm, chosen)
+                repairs.append(Repair(name, chosen.before, chosen.after, chosen.ridge))
             if progress:
                 progress("repair", done + 1, len(layers))
     return repairs
+
+
+def _same_places(layer: nn.Module, mine: Pass, reference: Pass) -> bool:
+    """Whether the original applies the layer to as many places; not where places are channels that went."""
+    assert mine.inputs is not None and reference.inputs is not None
+    channels = -1 if isinstance(layer, nn.Linear) else 1
+    one, other = list(mine.inputs.shape), list(reference.inputs.shape)
+    one[channels] = other[channels] = 0
+    return one == other
 
 
 def _points(shortcuts: Mapping[str, Shortcut], modules: Mapping[str, nn.Module]) -> dict[str, Point]:

@@ -79,6 +79,7 @@ class _Watch:
         self._layer_of: dict[int, str] = {}
         self._branch_of: dict[int, str] = {}
         self._seen_at: dict[int, tuple[Shortcut, int]] = {}
+        self._latest: dict[Shortcut, list[tuple[int, int]]] = {}
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
@@ -97,7 +98,7 @@ class _Watch:
                 self.readers[source] = self.readers.get(source, 0) + 1
             weighted = isinstance(module, WEIGHTED)
             if weighted:
-                self._seen_at.setdefault(id(given), (Shortcut(name, "input"), len(self.calls)))
+                self._see(given, Shortcut(name, "input"))
                 self.calls.append(name)
                 if is_plain(module, given, output):
                     self.plain.add(name)
@@ -106,10 +107,14 @@ class _Watch:
                 if module.track_running_stats:
                     self.norms[source] = name
                 self._branch_of[id(output)] = source
-            self._seen_at.setdefault(id(output), (Shortcut(name, "output"), len(self.calls)))
+            self._see(output, Shortcut(name, "output"))
             self._held += [given, output]
 
         return see
+
+    def _see(self, tensor: Tensor, where: Shortcut) -> None:
+        self._seen_at.setdefault(id(tensor), (where, len(self.calls)))
+        self._latest.setdefault(where, []).append((len(self.calls), id(tensor)))
 
     def added(self, one: Tensor, other: Tensor) -> None:
         """``one + other`` was computed."""
@@ -119,7 +124,11 @@ class _Watch:
             if layer is None or seen is None or one.shape != other.shape:
                 continue
             where, calls_then = seen
-            if calls_then <= self.calls.index(layer) and where.module != layer:
+            call = self.calls.index(layer)
+            if calls_then > call or where.module == layer:
+                continue
+            # a module that is called again and again shows its latest tensor only
+            if [held for then, held in self._latest[where] if then <= call][-1] == id(shortcut):
                 self.shortcuts[layer] = where
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, Chain, build, images
+from networks import NETWORKS, Chain, Mixer, build, images
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mint_compress.compensation import compensate_
 from mint_compress.counting import parameters
@@ -180,6 +181,43 @@ def test_the_same_repair_whenever_asked() -> None:
     assert one == compensate_(other, model, plan, [x[:7], x[7:]], seed=3)
     for name, tensor in pruned.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
+
+
+class SharedActivation(nn.Module):
+    """One ReLU behind two layers of different widths; what it gave first is the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.act = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 6, 3), nn.ReLU()
+        self.inner, self.outer = nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 8, 1)
+        self.fc = nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, narrow = self.act(self.stem(x)), self.act(self.side(x))
+        wide = wide + self.outer(F.relu(self.inner(wide)))
+        return self.fc(torch.cat([wide, narrow], 1).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class PlacesLast(Mixer):
+    """Places are mixed behind a layer that has lost inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.norm(x + self.fc2(F.gelu(self.fc1(x))))
+        x = x + self.places2(F.gelu(self.places1(x.transpose(1, 2)))).transpose(1, 2)
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [SharedActivation, PlacesLast])
+def test_what_the_pruned_network_has_no_counterpart_of_is_not_imitated(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(32, 3, 6, 6)
+    half = {g.name: range(g.width // 2) for g in find_groups(model, x[:1]) if g.prunable}
+    pruned, plan = removing(model, x, **half)
+    before = difference(model, pruned, x)
+    repaired = {r.layer for r in compensate_(pruned, model, plan, [x])}
+    assert difference(model, pruned, x) < before
+    assert not {n for n in repaired if n.startswith("places")}
 
 
 def test_progress_ends_at_the_total() -> None:

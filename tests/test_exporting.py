@@ -16,6 +16,7 @@ from torch import nn
 import mint_compress.exporting
 from mint_compress.errors import MintError
 from mint_compress.exporting import ExportResult, InputSpec, export, find_exporter, on_cpu
+from mint_compress.verification import check_export
 
 
 class Chain(nn.Module):
@@ -92,6 +93,26 @@ def test_a_table_that_is_looked_up_stays_a_weight_of_its_own(tmp_path: Path) -> 
     network, x = LookedUp().eval(), torch.randn(3, 2, 4, 4)
     exported = export(network, (x,), tmp_path / "table.onnx")
     assert exported.tensors["table"] == (9, 2)
+    [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
+    assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
+
+
+class Coordinates(nn.Module):
+    """Adds a bias that an MLP makes of fixed coordinates, as the second Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(1, 4, 2))
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.places)  # type: ignore[no-any-return]
+
+
+def test_weights_that_read_constants_only_stay_in_the_file(tmp_path: Path) -> None:
+    network, x = Coordinates().eval(), torch.randn(5, 4, 3)
+    exported = export(network, (x,), tmp_path / "coordinates.onnx")
+    assert check_export(network, exported.traced, exported.tensors) == 2 * 8 + 8 + 8 * 3
     [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
     assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
 

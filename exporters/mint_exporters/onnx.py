@@ -176,17 +176,22 @@ def _weights(traced: onnx_ir.Model) -> dict[str, tuple[int, ...]]:
 
 
 def _optimize_(traced: onnx_ir.Model, weights: set[str]) -> None:
-    """Fold constants, but no weight into something of another shape, such as a table that is looked up.
+    """Fold constants, but no weight into something of another shape, such as a table that is looked up
+    or a bias that a small network makes of fixed coordinates.
 
     ONNX Runtime folds those when it opens the file; in the file every weight can be found again.
     """
     from onnxscript import optimizer
+
+    weights = set(weights)
 
     def should_fold(node: onnx_ir.Node) -> bool | None:
         if not any(value is not None and value.name in weights for value in node.inputs):
             return None
         readers = {use.node.op_type for use in node.outputs[0].uses()}
         turned = node.op_type == "Transpose" and readers <= {"MatMul", "Gemm"}
+        if turned:
+            weights.add(str(node.outputs[0].name))
         return None if turned else False
 
     optimizer.optimize_ir(traced, should_fold=should_fold)

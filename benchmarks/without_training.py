@@ -13,6 +13,7 @@ import copy
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,12 +56,16 @@ def main() -> None:
 
     start = time.perf_counter()
     groups = mc.find_groups(model, images[:1])
-    scores = mc.score(groups, mc.calibrate(model, groups, batches))
-    ours = mc.plan(groups, scores, mc.Budget(options.ratio, round_to=options.round_to))
+    calibration = mc.calibrate(model, groups, batches)
+    scores = mc.score(groups, calibration)
+    budget = mc.Budget(options.ratio, round_to=options.round_to)
+    ours = mc.plan(groups, scores, budget)
     planned = time.perf_counter() - start
     print(f"scoring and planning: {planned:.0f} s")
 
     plans = selections(model, groups, scores, ours, images, options)
+    alike = mc.score(groups, replace(calibration, sensitivity={}))
+    plans["the same, all outputs of a layer alike"] = mc.plan(groups, alike, budget)
     print("| selection | removed | MACs left | nothing | repaired | repair s |\n|---|---|---|---|---|---|")
     for name, chosen in plans.items():
         row = measure(model, chosen, batches, data)

@@ -47,14 +47,16 @@ def write(folder: Path, target: Path) -> Path:
 def section(content: dict[str, Any]) -> str:
     rows: list[Row] = content["rows"]
     lines = [f"## {content['title']}", ""]
-    bases = sorted({row["seed"]: row["accuracy"]["original"] for row in rows}.values())
-    if bases:
-        lines += [f"Base: {summary([100 * b for b in bases])} ({len(bases)} seeds). {made(rows)}", ""]
+    bases = [100 * base for base in {row["seed"]: row["accuracy"]["original"] for row in rows}.values()]
+    if len(set(bases)) > 1:
+        lines += [f"Base: {summary(bases)} ({counted(len(bases), 'seed')}). {made(rows)}", ""]
+    elif bases:  # one checkpoint for all seeds
+        lines += [f"Base: {summary(bases[:1])}. {made(rows)}", ""]
     lines += [f"    python examples/{content['experiment']}.py compress", ""]
     for ratio in sorted({row["ratio"] for row in rows}):
         for epochs in sorted({row["epochs"] for row in rows if row["ratio"] == ratio}):
             some = [row for row in rows if (row["ratio"], row["epochs"]) == (ratio, epochs)]
-            training = f"{epochs} epochs of fine-tuning" if epochs else "no training"
+            training = f"{counted(epochs, 'epoch')} of fine-tuning" if epochs else "no training"
             lines += [f"### {ratio:.1%} asked, {training}", "", *table(some), ""]
     if content.get("published"):
         lines += ["Published:", "", "| method | removed | accuracy |", "|---|---|---|"]
@@ -93,6 +95,10 @@ def summary(figures: Sequence[float]) -> str:
         return ""
     mean = f"{statistics.mean(figures):.2f}"
     return f"{mean} ± {statistics.stdev(figures):.2f}" if len(figures) > 1 else mean
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def made(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mint_compress.counting import evaluating, hooked
 from mint_compress.devices import device_of
+from mint_compress.errors import first_line
 from mint_compress.inputs import count, of_batch, run, split, to
 from mint_compress.outputs import tensors_in
+
+log = logging.getLogger(__name__)
 
 IMAGES = 64
 """How many images are looked at; a mean over their pixels needs no more."""
@@ -45,9 +49,19 @@ def output_sensitivity(
     -------
     dict of Tensor
         Layer -> ``(C_out,)`` float64, the mean over images and places. A layer that no derivative reaches,
-        where the forward pass detaches or leaves PyTorch, is not in it.
+        where the forward pass detaches or leaves PyTorch, is not in it; no layer is where the backward
+        pass fails.
     """
-    generator = torch.Generator().manual_seed(seed)
+    try:
+        return _sensitivity(model, layers, batches, torch.Generator().manual_seed(seed))
+    except RuntimeError as error:  # an operation without a derivative, or too little memory for one
+        log.warning("Outputs are scored alike, since the backward pass fails: %s", first_line(error))
+        return {}
+
+
+def _sensitivity(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], generator: torch.Generator
+) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     edges: dict[str, GradientEdge] = {}
 

@@ -87,6 +87,24 @@ def test_where_no_derivative_reaches_nothing_is_said(kind: Callable[[], Detached
     assert not any(g.prunable for g in find_groups(model, inputs(8, 3)[:1]))
 
 
+class Forwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.sin()
+
+
+class WithoutBackward(Detached):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(Forwards.apply(self.body(x)))
+
+
+def test_an_operation_without_a_derivative_is_said_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    model = WithoutBackward()
+    assert output_sensitivity(model, dict(model.named_children()), [inputs(8, 3)]) == {}
+    assert "backward pass fails" in caplog.text
+    assert not model.body._forward_hooks and all(p.requires_grad for p in model.parameters())
+
+
 def test_a_channel_that_only_an_ignored_output_reads_goes_first() -> None:
     """The second output of the layer that reads it is large, and the network does not look at it."""
     torch.manual_seed(0)

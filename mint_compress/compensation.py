@@ -7,7 +7,7 @@ the *original* network's outputs (He et al., "Channel Pruning", ICCV 2017, eq. 4
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,24 +125,36 @@ def compensate_(
                 raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
             if _same_places(layer, passes[0], references[0]):
                 norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
-                columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-                wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
-                places = min(wanted, output_positions(layer, references[0].halted_output()))
-                intercept = norm is not None or layer.bias is not None
-                fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
-                target = _Target(
-                    layer, norm, _kept(theirs[name], removed.get(name, set())), name in shortcuts
-                )
-                for mine, reference in zip(passes, references, strict=True):
-                    goal = target.of(name, mine, reference)
-                    positions = sample_positions(output_positions(layer, goal), wanted, generator)
-                    _add_pass(fit, layer, mine, goal, positions)
-                chosen = fit.choose(weight_matrix(layer))
-                _write(layer, norm, chosen)
-                repairs.append(Repair(name, chosen.before, chosen.after, chosen.ridge))
+                kept = _kept(theirs[name], removed.get(name, set()))
+                target = _Target(layer, norm, kept, name in shortcuts)
+                repairs.append(_refit(name, target, passes, references, images, generator))
             if progress:
                 progress("repair", done + 1, len(layers))
     return repairs
+
+
+def _refit(
+    name: str,
+    target: _Target,
+    passes: Sequence[Pass],
+    references: Sequence[Pass],
+    images: int,
+    generator: torch.Generator,
+) -> Repair:
+    """Fit the layer that all passes have halted at, and write what came out into it."""
+    layer, norm = target.layer, target.norm
+    columns = in_channels(layer) * taps(layer) // channel_groups(layer)
+    wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
+    places = min(wanted, output_positions(layer, references[0].halted_output()))
+    intercept = norm is not None or layer.bias is not None
+    fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
+    for mine, reference in zip(passes, references, strict=True):
+        goal = target.of(name, mine, reference)
+        positions = sample_positions(output_positions(layer, goal), wanted, generator)
+        _add_pass(fit, layer, mine, goal, positions)
+    chosen = fit.choose(weight_matrix(layer))
+    _write(layer, norm, chosen)
+    return Repair(name, chosen.before, chosen.after, chosen.ridge)
 
 
 def _same_places(layer: nn.Module, mine: Pass, reference: Pass) -> bool:

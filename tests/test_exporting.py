@@ -12,6 +12,7 @@ import torch
 from mint_exporters import onnx as onnx_exporter
 from mint_exporters.onnx import OnnxExporter
 from torch import nn
+from torch.nn import functional
 
 import mint_compress.exporting
 from mint_compress.errors import MintError
@@ -113,6 +114,30 @@ def test_weights_that_read_constants_only_stay_in_the_file(tmp_path: Path) -> No
     network, x = Coordinates().eval(), torch.randn(5, 4, 3)
     exported = export(network, (x,), tmp_path / "coordinates.onnx")
     assert check_export(network, exported.traced, exported.tensors) == 2 * 8 + 8 + 8 * 3
+    [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
+    assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
+
+
+class InWindows(nn.Module):
+    """Attention within windows, which stand in front of the heads, as Hiera and NesT have it."""
+
+    def __init__(self, *, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.qkv = nn.Linear(8, 24)
+        self.register_buffer("mask", torch.rand(3, 1, 4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5)
+        mask = self.mask if self.masked else None
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.7)
+        return y.transpose(2, 3).flatten(3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_windows(tmp_path: Path, masked: bool) -> None:
+    network, x = InWindows(masked=masked).eval(), torch.randn(5, 3, 4, 8)
+    exported = export(network, (x[:2],), tmp_path / "windows.onnx")
     [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
     assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
 

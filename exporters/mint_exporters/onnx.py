@@ -21,6 +21,7 @@ from torch import nn
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting import Array, ExportResult, InputSpec, on_cpu
 from mint_compress.inputs import Inputs, mapped, tensors
+from mint_exporters.attention import FourDimensional
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -147,7 +148,7 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
     for x in tensors(given):
         dynamic[x] = {0: "batch"}
     try:
-        with on_cpu(model) as network, torch.no_grad(), _quiet():
+        with on_cpu(model) as network, torch.no_grad(), _quiet(), FourDimensional():
             program = torch.onnx.export(
                 network,
                 args,

@@ -211,3 +211,26 @@ def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
     (note,) = _unrepaired(plan, [])
     assert note.startswith("not repaired (") and note.endswith("): head")
     assert _unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
+
+
+class NoBackward(torch.autograd.Function):
+    """An operation without a derivative."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return x.relu()
+
+
+class Forwards(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(NoBackward.apply(self.body(x)).mean((2, 3)))
+        return y
+
+
+def test_a_network_without_a_backward_pass_is_scored_and_it_is_said() -> None:
+    _, report = compress(Forwards(), arrays(), **QUICK)
+    assert "no derivative of the network's outputs, so all of theirs count alike: head" in report.notes

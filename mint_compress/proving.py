@@ -125,7 +125,7 @@ def tell_apart(
 
 
 def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
-    """Whether the outputs depend on what each group's producers give, by one backward pass."""
+    """Whether the outputs are seen to depend on what each group's producers give, by one backward pass."""
     model = reference.model
     names, parameters = list(dict(model.named_parameters())), list(model.parameters())
     if not parameters:
@@ -143,7 +143,10 @@ def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]
         ]
         if not parts:  # the forward pass switches gradients off
             return [False] * len(groups)
-        grads = torch.autograd.grad(torch.stack(parts).sum(), parameters, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(torch.stack(parts).sum(), parameters, allow_unused=True)
+        except RuntimeError:  # an operation without a derivative
+            return [False] * len(groups)
     effect = {
         name: float(p.detach().norm() * g.norm()) if g is not None else 0.0
         for name, p, g in zip(names, parameters, grads, strict=True)

@@ -25,7 +25,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 def test_scores_are_quantiles_of_average_ranks(values: list[int], dtype: torch.dtype) -> None:
     columns = torch.tensor([values, values[::-1]], dtype=dtype).T
     found = normal_scores("values", columns)
-    expected = norm.ppf(rankdata(columns.numpy(), axis=0) / (len(values) + 1))
+    expected = norm.ppf(rankdata(columns.double().numpy(), axis=0) / (len(values) + 1))
     assert found.dtype == torch.float64
     assert float((found - torch.from_numpy(expected)).abs().max()) < 1e-12
 

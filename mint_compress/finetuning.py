@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,8 +98,9 @@ def finetune(
 ) -> list[EpochResult]:
     """Train all parameters of ``model`` in place; what the last epoch leaves is the result.
 
-    SGD with Nesterov momentum and a one-cycle learning rate; mixed precision and channels-last memory
-    on a GPU. Started by ``accelerate launch``, every process trains on its share of each batch.
+    SGD with Nesterov momentum and a one-cycle learning rate; channels-last memory where the forward pass
+    takes it, and mixed precision on a GPU. Started by ``accelerate launch``, every process trains on its
+    share of each batch.
 
     Parameters
     ----------
@@ -247,6 +248,7 @@ class _Run:
         self.forward = accelerator.prepare_model(model) if many else model
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.step = self.steps = 0
+        self.layout: torch.memory_format | None = None
 
     def train(self, train: Source, validation: Source | None, checkpoint: Path | None) -> list[EpochResult]:
         self.steps = self.settings.epochs * batch_count(train, self.settings.batch_size)
@@ -322,9 +324,7 @@ class _Run:
 
     def _update(self, images: Inputs, labels: Tensor) -> Tensor:
         settings, device = self.settings, self.accelerator.device
-        images, labels = to(images, device), labels.to(device)
-        if device.type == "cuda":
-            images = mapped(images, lambda x: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        images, labels = self._laid_out(to(images, device)), labels.to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * one_cycle(min(self.step, self.steps) - 1, self.steps)
         self.model.train()
@@ -347,6 +347,17 @@ class _Run:
         self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         return loss.detach()
+
+    def _laid_out(self, images: Inputs) -> Inputs:
+        """Images with their channels last, unless the first ones show that a forward pass fails so."""
+        if self.layout is None:
+            networks = [n for n in (self.model, self.teacher) if n is not None]
+            self.layout = torch.channels_last
+            if not _takes(networks, self._laid_out(images), self.accelerator.device):
+                self.layout = torch.contiguous_format
+                _lay_out_(self.model, self.layout)
+        layout = self.layout
+        return mapped(images, lambda x: x.to(memory_format=layout) if x.ndim == 4 else x)
 
     def _check_finite(self, total: Tensor) -> None:
         if not torch.isfinite(total):
@@ -373,8 +384,7 @@ def _trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Every parameter trainable and on ``device``; afterwards flags, place and memory layout as before."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     with placed(model, device):
-        if device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _lay_out_(model, torch.channels_last)
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         try:
@@ -384,8 +394,27 @@ def _trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
                 parameter.grad = None
-            if device.type == "cuda":
-                model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            _lay_out_(model, torch.contiguous_format)
+
+
+def _lay_out_(model: nn.Module, layout: torch.memory_format) -> None:
+    # not by Module.to, which fails on the five dimensions of a Conv3d
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=layout)
+
+
+def _takes(networks: Sequence[nn.Module], images: Inputs, device: torch.device) -> bool:
+    """Whether all have convolutions to speed up, and none has a ``view`` that this layout cannot give."""
+    if not all(any(p.ndim == 4 for p in network.parameters()) for network in networks):
+        return False
+    try:
+        for network in networks:
+            with evaluating(network), torch.no_grad(), seeded(0, device):
+                run(network, images)
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

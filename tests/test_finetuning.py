@@ -181,6 +181,37 @@ def test_flags_mode_and_gradients_are_restored() -> None:
     assert "forward" not in vars(model)
 
 
+class Seen(nn.Module):
+    """Notes whether what passes has its channels last, and may insist that it has not."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.seen = flat, list[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+        return x.view(len(x), -1) if self.flat else x.flatten(1)
+
+
+@pytest.mark.parametrize("of", ["student", "teacher", "none"])
+def test_channels_come_last_unless_a_forward_pass_fails_so(of: str) -> None:
+    model, teacher = network(), network(1)
+    model[4], teacher[4] = Seen(flat=of == "student"), Seen(flat=of == "teacher")
+    finetune(model, blobs(20), teacher=teacher, epochs=1, batch_size=10, device="cpu")
+    assert model[4].seen == [of == "none"] * 2
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_volumes_are_trained_on_as_they_are() -> None:
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 4, (1, 3, 3)), nn.Flatten(), nn.LazyLinear(10)
+    )
+    model(blobs(2).gather(torch.arange(2))[0])
+    [result] = finetune(model, blobs(20), epochs=1, device="cpu")
+    assert math.isfinite(result.loss)
+
+
 @pytest.mark.parametrize("count", [3, 17, 33])
 def test_a_last_batch_of_one_and_small_sets_train(count: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))

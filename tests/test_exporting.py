@@ -118,26 +118,43 @@ def test_weights_that_read_constants_only_stay_in_the_file(tmp_path: Path) -> No
     assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
 
 
-class InWindows(nn.Module):
-    """Attention within windows, which stand in front of the heads, as Hiera and NesT have it."""
+class Attends(nn.Module):
+    """Attention over dimensions that PyTorch takes and its exporter does not.
 
-    def __init__(self, *, masked: bool) -> None:
+    Hiera and NesT have windows in front of the heads; SAM has heads and images in one dimension.
+    """
+
+    def __init__(self, in_front: str, mask: tuple[int, ...] | None) -> None:
         super().__init__()
-        self.masked = masked
+        self.in_front = in_front
         self.qkv = nn.Linear(8, 24)
-        self.register_buffer("mask", torch.rand(3, 1, 4, 4))
+        self.register_buffer("mask", None if mask is None else torch.rand(mask))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).reshape(len(x), 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5)
-        mask = self.mask if self.masked else None
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.7)
-        return y.transpose(2, 3).flatten(3)
+        heads = self.qkv(x).reshape(len(x), 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5)
+        if self.in_front == "all in one":
+            heads = heads.flatten(1, 3)
+        elif self.in_front == "heads":
+            heads = heads.flatten(1, 2)
+        q, k, v = heads
+        y: torch.Tensor = functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=0.7)
+        return y.reshape(len(x), 3, 2, 4, 4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_windows(tmp_path: Path, masked: bool) -> None:
-    network, x = InWindows(masked=masked).eval(), torch.randn(5, 3, 4, 8)
-    exported = export(network, (x[:2],), tmp_path / "windows.onnx")
+@pytest.mark.parametrize(
+    ("in_front", "mask"),
+    [
+        ("windows and heads", None),
+        ("windows and heads", (3, 1, 4, 4)),
+        ("windows and heads", (4, 4)),
+        ("heads", (2, 4, 4)),
+        ("all in one", None),
+        ("all in one", (1, 4, 4)),
+    ],
+)
+def test_attention_of_any_dimensions(tmp_path: Path, in_front: str, mask: tuple[int, ...] | None) -> None:
+    network, x = Attends(in_front, mask).eval(), torch.randn(5, 3, 4, 8)
+    exported = export(network, (x[:2],), tmp_path / "attention.onnx")
     [y] = OnnxExporter().open(exported.path, device="cpu").run((x.numpy(),))
     assert np.allclose(y, network(x).detach().numpy(), atol=1e-6)
 

@@ -189,7 +189,7 @@ def compress(
             notes += (f"--groups {groups} keeps blocks whole: widths are not rounded",)
         budget = Budget(ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups)  # type: ignore[arg-type]
         plan, drawn = _plan(original, found, images, data, example, settings, budget)
-        notes += drawn
+        notes += (*drawn, *_little_computed(plan, cost))
     elif not isinstance(plan, PruningPlan):
         plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
     pruned = prune_(copy.deepcopy(original), plan)
@@ -218,6 +218,17 @@ def compress(
             threads=threads, batch=bench_batch, seconds=bench_seconds, progress=progress,
         )  # fmt: skip
     return pruned, report
+
+
+def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
+    """A line where the network gets smaller and hardly faster, as long as something can be done about it."""
+    parameters, macs = (1 - after / before for before, after in (plan.parameters, plan.macs))
+    if cost == "macs" or macs > parameters / 4:
+        return ()
+    return (
+        f"{parameters:.0%} of the parameters go, but {macs:.1%} of the MACs: they are where little is "
+        "computed. --cost macs goes where more is",
+    )
 
 
 def _unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:

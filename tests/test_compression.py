@@ -16,7 +16,7 @@ from toydata import CLASSES, arrays, task
 
 from mint_compress import MintError, PruningPlan, Report, compress, load
 from mint_compress.compensation import Repair
-from mint_compress.compression import _unrepaired
+from mint_compress.compression import _little_computed, _unrepaired
 from mint_compress.counting import parameters
 from mint_compress.evaluation import accuracy
 from mint_compress.finetuning import finetune
@@ -211,6 +211,15 @@ def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
     (note,) = _unrepaired(plan, [])
     assert note.startswith("not repaired (") and note.endswith("): head")
     assert _unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("macs", "cost", "said"), [(990, "both", True), (990, "macs", False), (800, "both", False)]
+)
+def test_a_network_that_gets_smaller_and_not_faster_is_noted(macs: int, cost: str, said: bool) -> None:
+    plan = PruningPlan(0.75, 0.75, (400, 100), (1000, macs), (), (), {})
+    notes = _little_computed(plan, cost)
+    assert [n.startswith("75% of the parameters go, but 1.0% of the MACs: ") for n in notes] == [True] * said
 
 
 class NoBackward(torch.autograd.Function):

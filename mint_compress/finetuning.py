@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from mint_compress.devices import placed, resolve_device, seeded
 from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy
 from mint_compress.files import replacing
-from mint_compress.inputs import Inputs, count, mapped, run, select, to
+from mint_compress.inputs import Inputs, count, run, select, to
+from mint_compress.layouts import laid_out, lay_out_, take_channels_last
 from mint_compress.outputs import first_tensor
 
 if TYPE_CHECKING:
@@ -353,11 +354,10 @@ class _Run:
         if self.layout is None:
             networks = [n for n in (self.model, self.teacher) if n is not None]
             self.layout = torch.channels_last
-            if not _takes(networks, self._laid_out(images), self.accelerator.device):
+            if not take_channels_last(networks, images, self.accelerator.device):
                 self.layout = torch.contiguous_format
-                _lay_out_(self.model, self.layout)
-        layout = self.layout
-        return mapped(images, lambda x: x.to(memory_format=layout) if x.ndim == 4 else x)
+                lay_out_(self.model, self.layout)
+        return laid_out(images, self.layout)
 
     def _check_finite(self, total: Tensor) -> None:
         if not torch.isfinite(total):
@@ -384,7 +384,7 @@ def _trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Every parameter trainable and on ``device``; afterwards flags, place and memory layout as before."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     with placed(model, device):
-        _lay_out_(model, torch.channels_last)
+        lay_out_(model, torch.channels_last)
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         try:
@@ -394,27 +394,7 @@ def _trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
                 parameter.grad = None
-            _lay_out_(model, torch.contiguous_format)
-
-
-def _lay_out_(model: nn.Module, layout: torch.memory_format) -> None:
-    # not by Module.to, which fails on the five dimensions of a Conv3d
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.to(memory_format=layout)
-
-
-def _takes(networks: Sequence[nn.Module], images: Inputs, device: torch.device) -> bool:
-    """Whether all have convolutions to speed up, and none has a ``view`` that this layout cannot give."""
-    if not all(any(p.ndim == 4 for p in network.parameters()) for network in networks):
-        return False
-    try:
-        for network in networks:
-            with evaluating(network), torch.no_grad(), seeded(0, device):
-                run(network, images)
-    except RuntimeError:
-        return False
-    return True
+            lay_out_(model, torch.contiguous_format)
 
 
 @contextmanager

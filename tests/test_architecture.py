@@ -34,7 +34,7 @@ ORDER = [
         "groups",
     ),
     *("sensitivity", "calibration", "estimators", "scoring", "planning"),
-    *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "finetuning"),
+    *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "layouts", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
     *("shipping", "importance", "compression", "sweeping", "cli"),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
 from mint_compress.checkpoints import builder_of, input_shape_of, remember_builder
 from mint_compress.compensation import Repair, compensate_
+from mint_compress.copies import bare_copy, copied
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
 from mint_compress.data import Data, load_data, synthetic_images
 from mint_compress.devices import resolve_device
@@ -192,7 +192,7 @@ def compress(
         notes += (*drawn, *_little_computed(plan, cost))
     elif not isinstance(plan, PruningPlan):
         plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
-    pruned = prune_(copy.deepcopy(original), plan)
+    pruned = prune_(copied(original), plan)
     report = replace(report, **_counted(original, pruned, plan, found, example), notes=notes)
     if dry_run:
         return pruned.cpu().eval(), write_plan(report, plan, target)
@@ -242,7 +242,7 @@ def _open_model(
     model: nn.Module | str | os.PathLike[str], arch: str | None, trust: Sequence[str]
 ) -> tuple[nn.Module, tuple[str, ...]]:
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model).cpu().eval(), ()
+        return bare_copy(model)
     loaded = load_model(model, arch=arch, trust=trust)
     return loaded.module, loaded.notes
 

@@ -6,7 +6,6 @@ The core knows exporters by this protocol only. They are entry points of the gro
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy.typing as npt
 from torch import nn
 
+from mint_compress.copies import copied
 from mint_compress.counting import evaluating
 from mint_compress.errors import MintError
 from mint_compress.inputs import Inputs, tensors
@@ -183,7 +183,7 @@ def on_cpu(model: nn.Module) -> Iterator[nn.Module]:
     """Lend ``model`` in eval mode on the CPU: itself if it is there already, else a copy."""
     tensors = chain(model.parameters(), model.buffers())
     there = all(tensor.device.type == "cpu" for tensor in tensors)
-    with evaluating(model if there else copy.deepcopy(model).cpu()) as network:
+    with evaluating(model if there else copied(model).cpu()) as network:
         yield network
 
 

@@ -90,6 +90,8 @@ def find_groups(
 def _found(
     model: nn.Module, inputs: tuple[Any, ...], ignored: set[str], tell: Progress
 ) -> list[ChannelGroup]:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MintError("TorchScript cannot be pruned. Give the module that it was made from.")
     tell("analyse", 0, STEPS)
     reference, trace = _followed(model, inputs)
     tell("analyse", 1, STEPS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mint_compress.copies import copied
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting import Array, Session, arrays, on_cpu
 from mint_compress.inputs import Inputs, count, mapped, run, select
@@ -101,7 +101,7 @@ def _blame(model: nn.Module, inputs: Inputs, relative: float) -> str:
     try:
         with on_cpu(model) as network, torch.no_grad():
             own = list(tensors_in(run(network, few)))
-            exact = list(tensors_in(run(copy.deepcopy(network).double(), double)))
+            exact = list(tensors_in(run(copied(network).double(), double)))
     except RuntimeError:  # a forward that insists on single precision
         return ""
     noise = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(own, exact, strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -158,7 +159,10 @@ class Trace:
         """A layer read one tensor and gave another."""
         name, labels = self._layers[module], self.labels.of(given)
         if any(True for child in module.children() for _ in child.parameters()):
-            self.odd.setdefault(name, f"{type(module).__name__} has layers of its own ({name})")
+            why = "has layers of its own"
+            if is_parametrized(module):
+                why = "computes its weight from others; remove_parametrizations would end that"
+            self.odd.setdefault(name, f"{type(module).__name__} {why} ({name})")
         if isinstance(module, nn.Embedding):
             units = self._touch(name, "embedding", "out", self._given(name, module.embedding_dim))
             self.labels.put(output, spread(units, output.ndim - 1, output.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mint_compress.copies import copied
 from mint_compress.counting import NORMS, WEIGHTED, layer_macs
 from mint_compress.outputs import tensors_in
 
@@ -66,7 +66,7 @@ def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, 
     model, inputs
         On the CPU, in float64 and eval mode; every parameter wants gradients, so that it is traced.
     """
-    twin = copy.deepcopy(model).cpu().double().eval()
+    twin = copied(model).cpu().double().eval()
     generator = torch.Generator().manual_seed(1)
     for module in twin.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)

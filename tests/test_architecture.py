@@ -18,7 +18,7 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 
 # Data goes from top to bottom: a file imports only what stands before it.
 ORDER = [
-    *("errors", "files", "options", "arguments", "inputs", "counting", "outputs", "devices", "zoo"),
+    *("errors", "files", "options", "arguments", "inputs", "counting", "copies", "outputs", "devices", "zoo"),
     *("pickles", "shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *(

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+import mint_compress
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting import Array, ExportResult, InputSpec, on_cpu
 from mint_compress.inputs import Inputs, mapped, tensors
@@ -164,8 +166,9 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
             weights = _weights(program.model)
             _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
     except Exception as error:  # the exporter raises whatever its many passes raise
+        root = _root(error)
         raise MintError(
-            f"PyTorch cannot export {type(model).__name__} to ONNX: {_one_line(_root(error))}"
+            f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {_one_line(root)}"
         ) from error
     return program.model, weights
 
@@ -314,6 +317,17 @@ def _numpy_name(kind: str) -> str:
 
 def _root(error: BaseException) -> BaseException:
     return _root(error.__cause__) if error.__cause__ else error
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line that is the network's: not PyTorch's, Python's or ours. Nothing where there is none."""
+    folders = {Path(package.__path__[0]) for package in (torch, mint_compress)} | {Path(__file__).parent}
+    standard = Path(contextlib.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.exists() and path.parent != standard and not folders & {*path.parents}:
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -120,6 +120,8 @@ def _rule(name: str, func: Any) -> Callable[..., None] | None:
         return _reduced
     if name in NORMALISATIONS:
         return _normalised
+    if name == "glu":
+        return _gated
     if name in ("mm", "bmm"):
         return _multiplied
     if "scaled_dot_product" in name:
@@ -152,6 +154,11 @@ def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> 
     tensors = _tensors(list(given.values()))
     for one in _tensors(output):
         store.put(one, meet(store.units, [_effective(store, t) for t in tensors], one.shape))
+
+
+def _gated(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    halves = store.of(given["self"]).chunk(2, given.get("dim", -1))
+    store.put(output, meet(store.units, halves, output.shape))
 
 
 def _effective(store: Labels, tensor: Tensor) -> Tensor:

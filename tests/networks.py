@@ -469,6 +469,18 @@ class GatedLinear(nn.Module):
         return self.head(F.gelu(self.fc2(one * F.silu(other))).mean(1))  # type: ignore[no-any-return]
 
 
+class GatedConvolutions(nn.Module):
+    """The same by one operation, over the channels of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.head = conv(3, 10), conv(5, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.glu(self.conv2(F.glu(self.conv1(x), 1)), 1)
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Shuffled(nn.Module):
     """Half of the channels pass by the other half's block; then all are shuffled, as in ShuffleNet."""
 
@@ -576,6 +588,7 @@ NETWORKS: dict[str, Network] = {
     "transformer": Network(Transformer, (3, 6, 6)),
     "windows": Network(Windows, (3, 6, 6)),
     "gated": Network(GatedLinear, (7, 6)),
+    "gated_convolutions": Network(GatedConvolutions, (3, 6, 6)),
     "shuffled": Network(Shuffled, (3, 6, 6)),
     "selective_kernel": Network(SelectiveKernel, (3, 6, 6)),
     "pixel_shuffled": Network(PixelShuffled, (3, 6, 6)),

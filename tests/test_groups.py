@@ -503,6 +503,13 @@ def test_halves_that_scale_each_other_go_in_pairs() -> None:
     assert prunable(groups) == {"fc1", "fc2"}
 
 
+def test_a_gate_in_one_operation_is_the_same() -> None:
+    groups = groups_of("gated_convolutions")
+    assert members(groups["conv1"])["conv1", "out"] == (list(range(10)), [0, 1, 2, 3, 4] * 2)
+    assert members(groups["conv2"])["head", "in"] == straight(6)
+    assert prunable(groups) == {"conv1", "conv2"}
+
+
 def test_inside_a_shuffled_block_channels_are_free() -> None:
     groups = groups_of("shuffled")
     assert prunable(groups) == {"inner1", "after"}

@@ -320,7 +320,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost line that is the network's: not PyTorch's, Python's or ours. Nothing where there is none."""
+    """The innermost line that is the network's, not PyTorch's, Python's or ours; nothing where none is."""
     folders = {Path(package.__path__[0]) for package in (torch, mint_compress)} | {Path(__file__).parent}
     standard = Path(contextlib.__file__).parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -339,9 +339,7 @@ def _plan(
         moments=not samples, samples=samples, progress=settings.progress,
     )  # fmt: skip
     if alike := sorted(set(calibration.moments) - set(calibration.sensitivity)):
-        notes += (
-            f"no derivative of the network's outputs, so all of theirs count alike: {', '.join(alike)}",
-        )
+        notes += (f"without a backward pass, all outputs of these layers count alike: {', '.join(alike)}",)
     scores = score(
         found, calibration, estimator=settings.estimator, blocks=budget.blocks,
         seed=settings.seed, progress=settings.progress,

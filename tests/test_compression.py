@@ -245,4 +245,4 @@ def test_a_network_without_a_backward_pass_is_scored_and_it_is_said() -> None:
         torch.manual_seed(0)
         model = Forwards()
     _, report = compress(model, arrays(), **QUICK)
-    assert "no derivative of the network's outputs, so all of theirs count alike: head" in report.notes
+    assert "without a backward pass, all outputs of these layers count alike: head" in report.notes

@@ -10,7 +10,8 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch and the rest, several GB, some minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,timm]'
+	@# setuptools warns at length of folders beside an editable package; there is nothing to be done about it
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --editable '.[dev,demo,timm]'
 	touch $@
 
 demo: install

@@ -68,6 +68,19 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             m.training = training
 
 
+@contextmanager
+def requiring_gradients(module: nn.Module) -> Iterator[None]:
+    """Let every parameter want gradients, frozen ones too; afterwards the flags are as they were."""
+    flags = [(p, p.requires_grad) for p in module.parameters() if p.is_floating_point()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
 def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, int]:
     """Multiply-accumulate operations of one sample, per convolution and linear layer.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mint_compress.counting import Progress, evaluating
+from mint_compress.counting import Progress, evaluating, requiring_gradients
 from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device, seeded
 from mint_compress.errors import MintError
@@ -382,17 +382,13 @@ def _optimizer(model: nn.Module, settings: _Settings) -> torch.optim.Optimizer:
 @contextmanager
 def _trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Every parameter trainable and on ``device``; afterwards flags, place and memory layout as before."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    with placed(model, device):
+    with placed(model, device), requiring_gradients(model):
         lay_out_(model, torch.channels_last)
-        for parameter, _ in flags:
-            parameter.requires_grad_(True)
         try:
             yield
         finally:
             model.eval()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+            for parameter in model.parameters():
                 parameter.grad = None
             lay_out_(model, torch.contiguous_format)
 

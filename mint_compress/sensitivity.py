@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mint_compress.counting import evaluating, hooked
+from mint_compress.counting import evaluating, hooked, requiring_gradients
 from mint_compress.devices import device_of
 from mint_compress.errors import first_line
 from mint_compress.inputs import count, of_batch, run, split, to
@@ -75,7 +74,7 @@ def _sensitivity(
 
     seen = 0
     hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    with hooked(hooks), evaluating(model), _differentiable(model), torch.enable_grad():
+    with hooked(hooks), evaluating(model), requiring_gradients(model), torch.enable_grad():
         for batch in batches:
             for few, _ in split(to(of_batch(batch), device_of(model)), AT_ONCE):
                 edges.clear()
@@ -108,16 +107,3 @@ def _per_channel(layer: nn.Module, squares: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return squares.reshape(squares.shape[0], -1, squares.shape[-1]).mean(1).sum(0)
     return squares.flatten(2).mean(2).sum(0)
-
-
-@contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Frozen parameters take part too, or nothing behind them would have a derivative."""
-    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

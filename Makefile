@@ -1,4 +1,4 @@
-# make demo: train a VGG16, compress it, look at the result.   make test: the whole suite.
+# make demo: train a VGG16, compress it, look at the result.   make test: the suite.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

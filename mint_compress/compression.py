@@ -106,7 +106,8 @@ def compress(
     Parameters
     ----------
     model
-        A module, which is copied, or the path of a checkpoint.
+        A module, which is copied, in float32 and without DataParallel or torch.compile around it, or the
+        path of a checkpoint.
     data
         A data spec, :class:`Data`, or None: then synthetic images, no fine-tuning and no accuracy.
     ratio

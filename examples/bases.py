@@ -78,7 +78,8 @@ class Bench:
 
     def path(self, seed: int) -> Path:
         """The base of a seed: FILE if ``--weights`` is a file, else in that folder."""
-        return self.weights if self.weights.is_file() else self.weights / f"{self.experiment.name}-{seed}.pt"
+        name = self.experiment.bases or self.experiment.name
+        return self.weights if self.weights.is_file() else self.weights / f"{name}-{seed}.pt"
 
     def base(self, seed: int) -> nn.Module:
         loaded = mc.load_model(self.path(seed), arch=self.experiment.arch)

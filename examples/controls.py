@@ -34,11 +34,20 @@ def torch_pruning(importance: Any) -> Callable[..., Scores]:
         names = {module: name for name, module in model.named_modules()}
         prunable = {g.name: g for g in groups if g.prunable}
         found = {}
-        for group in tp.DependencyGraph().build_dependency(model, images[:1]).get_all_groups():
-            name = names.get(group[0].dep.target.module)
+
+        def rate(name: str, group: Any) -> None:
+            values = importance(group).detach().cpu().numpy()
+            found[name] = values.reshape(-1, prunable[name].width).mean(0)
+
+        graph = tp.DependencyGraph().build_dependency(model, images[:1])
+        for group in graph.get_all_groups():
+            name = names.get(group[0].dep.target.module, "")
             if name in prunable:
-                values = importance(group).detach().cpu().numpy()
-                found[name] = values.reshape(-1, prunable[name].width).mean(0)
+                rate(name, group)
+        for group in (g for g in prunable.values() if not g.producers):  # what a layer reads of the inputs
+            layer = model.get_submodule(group.members[0].layer)
+            cut = graph.get_pruner_of_module(layer).prune_in_channels
+            rate(group.name, graph.get_pruning_group(layer, cut, list(range(group.width))))
         model.zero_grad(set_to_none=True)
         return found
 

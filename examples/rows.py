@@ -94,7 +94,7 @@ class Prepared:
         count = max(2500, bench.experiment.calibration_images)
         images, labels = bench.data.calibration(count, seed=seed)
         self.images, self.labels = images.to(bench.device), labels.to(bench.device)
-        self.groups = mc.find_groups(self.model, self.images[:1])
+        self.groups = mc.find_groups(self.model, self.images[:1], prune_inputs=bench.experiment.prune_inputs)
         self.scores: dict[str, Scores] = {}
 
     @property

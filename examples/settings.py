@@ -24,6 +24,10 @@ class Experiment:
     ----------
     dataset
         Name of the torchvision set that is downloaded when no ``--data`` is given.
+    prune_inputs
+        Layers that may drop input features as well.
+    bases
+        Name of the experiment whose base networks are taken; its own if empty.
     shift, flip
         Augmentation: pixels by which images move, and whether they are mirrored.
     published
@@ -40,6 +44,8 @@ class Experiment:
     finetuning: Training
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    prune_inputs: tuple[str, ...] = ()
+    bases: str = ""
     shift: int = 0
     flip: bool = False
     calibration_images: int = 1024

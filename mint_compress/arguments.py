@@ -83,6 +83,13 @@ class SectionedCommand(click.Command):
 FILE = click.Path(path_type=Path)
 BOUNDS = (
     Row("--ignore", "PATTERN", str, (), "Layers to leave alone, as in 'features.0*'; may be repeated."),
+    Row(
+        "--prune-inputs",
+        "PATTERN",
+        str,
+        (),
+        "Layers that may drop input features as well, as in 'layers.0'; may be repeated.",
+    ),
     Row("--upper-limit", "U", float, 0.95, "Largest share of one layer's channels that may go."),
     Row("--round-to", "N", int, 8, "Keep widths that are multiples of N, where a layer is wider."),
 )
@@ -165,7 +172,7 @@ SWEEP = {
         Row("--samples-per-class", "N,...", Values(int), None, "For gmi, mint and knn."),
         Row("--seed", "N,...", Values(int), (0,), "Everything random comes from it."),
     ),
-    "Pruning": (BOUNDS[0], BOUNDS[2], COST),
+    "Pruning": (BOUNDS[0], BOUNDS[1], BOUNDS[3], COST),
     "Model": MODEL,
     "Data": (*DATA, SCORING[1]),
     "Repair and fine-tuning": REPAIR,

@@ -25,6 +25,7 @@ from mint_compress.patches import (
     taps,
     weight_matrix,
 )
+from mint_compress.selection import selected
 from mint_compress.sensitivity import output_sensitivity
 
 MAX_COLUMNS = 8192
@@ -226,7 +227,8 @@ class _Watcher:
         self.calls += 1
         self.finite = self.finite and bool(output.isfinite().all())
         if self.collect_samples:
-            self.pairs.append((_spatial_mean(self.layer, inputs), _spatial_mean(self.layer, output)))
+            given = selected(self.layer, inputs)
+            self.pairs.append((_spatial_mean(self.layer, given), _spatial_mean(self.layer, output)))
         if self.collect_moments:
             self.form = self.form or self._choose_form(inputs, output)
             for rows in self._rows(inputs, output):
@@ -240,7 +242,7 @@ class _Watcher:
 
     def _rows(self, inputs: Tensor, output: Tensor) -> Iterator[Tensor]:
         if self.form == "pixels":
-            yield self._pixel_rows(inputs)
+            yield self._pixel_rows(selected(self.layer, inputs))
             return
         columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
         if self.form == "contributions":

@@ -23,7 +23,8 @@ class Member:
     layer
         Qualified name of the module, or of the parameter when ``kind`` is ``"parameter"``.
     kind
-        ``conv``, ``depthwise``, ``linear``, ``norm``, ``embedding`` or ``parameter``.
+        ``conv``, ``depthwise``, ``linear``, ``norm``, ``embedding`` or ``parameter``; ``selection``: the
+        layer itself leaves out input channels that nothing before it stops making.
     side
         ``out``: the layer's output channels; ``in``: its input channels; ``both``: one channel is
         both (normalisation, depthwise convolution).

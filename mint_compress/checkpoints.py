@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mint_compress.errors import MintError
 from mint_compress.pickles import shown
+from mint_compress.selection import selecting_layers
 from mint_compress.shapes import shape_spec
 from mint_compress.unpickling import DAMAGED, SAVE_WEIGHTS, damaged, file_kind, regular_file, unpickle
 
@@ -337,6 +338,7 @@ def save(
         "builder": None if builder is None else {"name": builder.name, "kwargs": builder.kwargs},
         "input_shape": input_shape_of(model),
         "shapes": shape_spec(model),
+        "selecting": selecting_layers(model),
         "ties": ties,
         "plan": plan,
     }

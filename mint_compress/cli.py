@@ -30,6 +30,8 @@ PROGRAM = "mint-compress"
 DEBUG = "MINT_COMPRESS_DEBUG"
 LOADING = "load PyTorch"
 WIDE = {"max_content_width": 100}
+UNCHECKED = ("arch", "ignore", "prune_inputs", "trust")
+"""Options about which nothing can be said before the network is there."""
 
 
 class DefaultGroup(click.Group):
@@ -227,9 +229,7 @@ def compress(
     if output is None:
         raise MintError("No output given. Name the file to write, for example -o small.onnx.")
     compensate, distill = not given.pop("no_compensate"), not given.pop("no_distill")
-    check_options(
-        model=model, output=output, **{k: v for k, v in given.items() if k not in ("arch", "ignore", "trust")}
-    )
+    check_options(model=model, output=output, **{k: v for k, v in given.items() if k not in UNCHECKED})
     with terminal(quiet) as progress:
         progress(LOADING, 0, 1)
         from mint_compress.compression import compress as run
@@ -287,7 +287,7 @@ def sweep(
     check_sweep(
         model=model, output=output, data=data, ratio=ratio, estimator=estimator, groups=groups,
         upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
-        **{k: v for k, v in given.items() if k not in ("arch", "ignore", "trust")},
+        **{k: v for k, v in given.items() if k not in UNCHECKED},
     )  # fmt: skip
     with terminal(quiet) as progress:
         progress(LOADING, 0, 1)

@@ -77,6 +77,7 @@ def compress(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     ignore: Sequence[str] = (),
+    prune_inputs: Sequence[str] = (),
     estimator: str = "gaussian",
     calibration_images: int | None = None,
     samples_per_class: int | None = None,
@@ -123,6 +124,8 @@ def compress(
         Normalisation, per channel.
     ignore
         Patterns of layers whose output channels stay.
+    prune_inputs
+        Patterns of layers that may also leave out inputs by themselves, see :func:`find_groups`.
     estimator, calibration_images, samples_per_class
         How to score; the images feed the repair as well.
     groups, upper_limit, round_to, cost
@@ -174,7 +177,7 @@ def compress(
     notes += (data.description if data else f"no data: {describe(shape)} noise images, no accuracy",)
     example = _example(data, shape, seed)
     with by_position(original, example) as inputs:
-        found = find_groups(original, inputs, ignore=ignore, progress=progress)
+        found = find_groups(original, inputs, ignore=ignore, prune_inputs=prune_inputs, progress=progress)
     settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,

@@ -18,6 +18,7 @@ from mint_compress.channels import ChannelGroup, LayerShape, Member, Network, Si
 from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, Progress, layer_macs, shared_parameters
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError, first_line
+from mint_compress.features import input_groups
 from mint_compress.inputs import Inputs, by_position
 from mint_compress.patches import in_channels, out_channels
 from mint_compress.proving import map_faults
@@ -45,6 +46,7 @@ def find_groups(
     example_inputs: Inputs,
     *,
     ignore: Iterable[str] = (),
+    prune_inputs: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> list[ChannelGroup]:
     """Find all channel groups of a network and prove each map before it may be used.
@@ -69,26 +71,34 @@ def find_groups(
         Inputs for one forward pass, batch dimension first.
     ignore
         fnmatch patterns of qualified layer names whose output channels stay, children included.
+    prune_inputs
+        fnmatch patterns of layers that may leave out input channels by themselves, each as a group of
+        its own, named ``inputs of LAYER``: layers that read the network's inputs, or channels that no
+        group can remove. A removed layer becomes one that selects (:mod:`mint_compress.selection`).
     progress
         Called as ("analyse", steps done, steps).
 
     Returns
     -------
     list of ChannelGroup
-        In the order in which the graph was traced.
+        In the order in which the graph was traced; groups of inputs last.
 
     Raises
     ------
     MintError
-        A pattern that matches no layer, or a network that cannot be run or traced.
+        A pattern that matches no layer or none that it could, or a network that cannot be run or traced.
     """
     ignored = _matching(model, ignore)
     with by_position(model, example_inputs) as inputs:
-        return _found(model, inputs, ignored, progress or (lambda *_: None))
+        return _found(model, inputs, ignored, tuple(prune_inputs), progress or (lambda *_: None))
 
 
 def _found(
-    model: nn.Module, inputs: tuple[Any, ...], ignored: set[str], tell: Progress
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    ignored: set[str],
+    prune_inputs: Sequence[str],
+    tell: Progress,
 ) -> list[ChannelGroup]:
     if isinstance(model, torch.jit.ScriptModule):
         raise MintError("TorchScript cannot be pruned. Give the module that it was made from.")
@@ -106,6 +116,7 @@ def _found(
     tell("analyse", STEPS, STEPS)
     traced = {m.layer for g in found for m in g.members if m.side != "in"} | {g.name for g in found}
     found += _untraced(reference.model, traced, trace.odd)
+    found += input_groups(reference, found, prune_inputs)
     network = _network(model, inputs, found)
     return [replace(group, network=network) for group in found]
 

@@ -138,6 +138,7 @@ def inspect_model(
     arch: str | None = None,
     input_shape: Sequence[int] | None = None,
     ignore: Sequence[str] = (),
+    prune_inputs: Sequence[str] = (),
     trust: Sequence[str] = (),
     upper_limit: float = 0.95,
     round_to: int = 8,
@@ -153,6 +154,8 @@ def inspect_model(
         See :func:`load_model`; the shape is without the batch.
     ignore
         Patterns of layers whose output channels stay.
+    prune_inputs
+        Patterns of layers that may also leave out inputs by themselves, see :func:`find_groups`.
     upper_limit, round_to
         See :class:`Budget`.
     progress
@@ -182,7 +185,8 @@ def inspect_model(
     shape = input_shape if input_shape is not None else input_shape_of(module)
     if shape is None:
         raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")
-    found = find_groups(module, torch.zeros(1, *shape), ignore=ignore, progress=progress)
+    example = torch.zeros(1, *shape)
+    found = find_groups(module, example, ignore=ignore, prune_inputs=prune_inputs, progress=progress)
     most = most_removed(found, upper_limit=upper_limit, round_to=round_to)
     return Inspection(
         model=name,

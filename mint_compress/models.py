@@ -34,6 +34,7 @@ from mint_compress.checkpoints import (
 )
 from mint_compress.errors import MintError, first_line
 from mint_compress.pickles import shown
+from mint_compress.selection import restore_selecting_
 from mint_compress.shapes import set_shapes_, set_tensors_
 from mint_compress.unpickling import DAMAGED, damaged
 
@@ -175,6 +176,7 @@ def _rebuilt(
             )
     module = build(maker) if isinstance(maker, Builder) else maker()
     try:
+        restore_selecting_(module, header.get("selecting") or [], checkpoint.tensors or {})
         set_shapes_(module, header["shapes"])
         set_tensors_(module, checkpoint.tensors or {}, header.get("ties") or {})
         shape = header.get("input_shape")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mint_compress.counting import CONVOLUTIONS
+from mint_compress.selection import selected
 
 
 def taps(layer: nn.Module) -> int:
@@ -81,7 +82,7 @@ def input_rows(layer: nn.Module, inputs: Tensor, output: Tensor, positions: Tens
     Tensor
         ``(groups, batch * m, columns)`` in the inputs' dtype.
     """
-    positions = positions.to(inputs.device)
+    positions, inputs = positions.to(inputs.device), selected(layer, inputs)
     if not isinstance(layer, CONVOLUTIONS):
         rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).index_select(1, positions)
         return rows.reshape(1, -1, inputs.shape[-1])

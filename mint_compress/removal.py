@@ -153,11 +153,13 @@ def _silenced(model: nn.Module, gone: Mapping[tuple[str, str, Side, int], Sequen
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Put the layers back as they were: slicing makes new tensors and sets new sizes."""
-    saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    saved = [(m, type(m), dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     try:
         yield
     finally:
-        for module, attributes, parameters, buffers in saved:
+        for module, kind, attributes, parameters, buffers in saved:
+            module.__class__ = kind  # a layer may have begun to select among its inputs
             module.__dict__.update(attributes)
             module._parameters.update(parameters)
+            module._buffers.clear()
             module._buffers.update(buffers)

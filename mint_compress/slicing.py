@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mint_compress.counting import WEIGHTED
+from mint_compress.selection import make_selecting_
 from mint_compress.shapes import size_attributes
 
 
@@ -33,6 +35,11 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
         return
     module = model.get_submodule(layer)
     slicer = slicer_of(module, kind)
+    if kind == "selection":
+        selecting = make_selecting_(module)
+        stays = torch.ones(len(selecting.selected), dtype=torch.bool, device=selecting.selected.device)
+        stays[list(channels)] = False
+        selecting.selected = selecting.selected[stays]
     beside = rows_beside(module) if side != "in" else {}
     (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
     for name, parameter in beside.items():

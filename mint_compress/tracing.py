@@ -22,6 +22,7 @@ from mint_compress.labels import spread
 from mint_compress.operations import Labels, follow, meet
 from mint_compress.outputs import tensors_in
 from mint_compress.patches import in_channels, out_channels
+from mint_compress.selection import Selecting
 
 HEAD = "head: its channels are the network's outputs"
 
@@ -169,6 +170,10 @@ class Trace:
         elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
             self.labels.put(output, labels)
         else:
+            if isinstance(module, Selecting):
+                self.units.freeze(labels, f"a layer selects among its channels ({name})")
+                self.beyond_graph = True
+                labels = module.select(labels)
             dim = _channel_dim(module, labels, self.units.varying(labels))
             inside, outside = _widths(module)
             fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim

@@ -52,6 +52,7 @@ LAYER_PACKAGES = (
     "timm.layers",
     "timm.models",
     "mint_compress.zoo",
+    "mint_compress.selection",
 )
 
 # what reading a broken file was seen to raise; any of them means: damaged

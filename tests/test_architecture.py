@@ -19,7 +19,16 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # Data goes from top to bottom: a file imports only what stands before it.
 ORDER = [
     *("errors", "files", "options", "arguments", "inputs", "counting", "copies", "outputs", "devices", "zoo"),
-    *("pickles", "shapes", "unpickling", "checkpoints", "architectures", "fingerprints", "models"),
+    *(
+        "selection",
+        "pickles",
+        "shapes",
+        "unpickling",
+        "checkpoints",
+        "architectures",
+        "fingerprints",
+        "models",
+    ),
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *(
         "channels",
@@ -31,6 +40,7 @@ ORDER = [
         "twins",
         "proving",
         "removal",
+        "features",
         "groups",
     ),
     *("sensitivity", "calibration", "estimators", "scoring", "planning"),

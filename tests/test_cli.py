@@ -161,6 +161,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any]) -> No
     args = (
         "compress model.pt --ratio .5 -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
         "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi --groups 4 "
+        "--prune-inputs c --prune-inputs d* "
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --plan model.pt"
@@ -169,6 +170,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any]) -> No
     expected = {
         **{"ratio": 0.5, "data": "digits", "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
         **{"mean": (-0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "ignore": ("a*", "b"), "trust": ("mine",)},
+        "prune_inputs": ("c", "d*"),
         **{"estimator": "gmi", "groups": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},
@@ -278,6 +280,7 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
         "arch": None,
         "input_shape": None,
         "ignore": (),
+        "prune_inputs": (),
         "trust": (),
         "upper_limit": 0.95,
         "round_to": 8,
@@ -285,9 +288,10 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
     assert seen == [Path("model.pt"), defaults]
 
     settings = "--arch a --input-shape 3,8,8 --ignore x* --ignore y --trust t --upper-limit .9 --round-to 4"
+    settings += " --prune-inputs z"
     result = invoke("inspect", "model.pt", *settings.split())
     given = {"arch": "a", "input_shape": (3, 8, 8), "ignore": ("x*", "y"), "trust": ("t",)}
-    assert seen[1] == given | {"upper_limit": 0.9, "round_to": 4}
+    assert seen[1] == given | {"upper_limit": 0.9, "round_to": 4, "prune_inputs": ("z",)}
     assert (result.exit_code, result.stdout) == (0, str(answer))
     assert result.stderr.splitlines() == ["load PyTorch ...", "analyse ...", "a builder that prints"]
 
@@ -416,7 +420,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     ]
     assert result.stdout.startswith("Usage: mint-compress [compress] MODEL --ratio R -o OUT.onnx [options]")
     names = (
-        "ratio data mean std arch input-shape ignore estimator calibration-images samples-per-class groups "
+        "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images samples-per-class groups "
         "upper-limit round-to cost no-compensate no-distill epochs lr batch-size device provider threads "
         "bench-batch bench-seconds seed dry-run plan json quiet force trust version"
     )

@@ -1,0 +1,94 @@
+"""Groups of input features: what a layer may leave out of its inputs by itself, since no layer made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from mint_compress.channels import ChannelGroup, Member
+from mint_compress.counting import WEIGHTED, shared_parameters
+from mint_compress.errors import MintError
+from mint_compress.patches import in_channels
+from mint_compress.removal import removable
+from mint_compress.selection import can_select
+from mint_compress.twins import Reference
+
+MOST_FEATURES = 8192
+"""Elimination holds a matrix of all pairs."""
+
+
+def input_groups(
+    reference: Reference, groups: Sequence[ChannelGroup], patterns: Sequence[str]
+) -> list[ChannelGroup]:
+    """One group for every layer that a pattern names and that may select among its inputs.
+
+    Parameters
+    ----------
+    reference
+        From :func:`reference_run`; it is left as it was.
+    groups
+        The channel groups. What they remove, a layer need not leave out by itself.
+    patterns
+        fnmatch patterns of qualified layer names.
+
+    Returns
+    -------
+    list of ChannelGroup
+        Named ``inputs of LAYER``, in the order of the modules. They went through the trial removal of
+        :func:`removable`, and those that failed say why.
+
+    Raises
+    ------
+    MintError
+        A pattern none of whose layers may select among its inputs.
+    """
+    if not patterns:
+        return []
+    reasons = unselectable(reference.model, groups)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = [name for name in reasons if fnmatchcase(name, pattern)]
+        if not matched:
+            known = ", ".join(n for n, why in reasons.items() if why is None) or "none of this network"
+            raise MintError(
+                f"--prune-inputs {pattern!r} names no convolution or linear layer. Those that may drop "
+                f"inputs by themselves: {known[:200]}."
+            )
+        free = [name for name in matched if reasons[name] is None]
+        if not free:
+            raise MintError(f"--prune-inputs {pattern!r} cannot be met: {reasons[matched[0]]}.")
+        chosen |= set(free)
+    found = [_group(n, in_channels(reference.model.get_submodule(n))) for n in reasons if n in chosen]
+    return removable(reference, found)
+
+
+def unselectable(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, str | None]:
+    """Every convolution and linear layer -> why it may not select among its inputs; None where it may."""
+    fed = {m.layer: g.name for g in groups if g.prunable for m in g.members if m.side == "in"}
+    reached = {m.layer for g in groups for m in g.members}
+    tied = shared_parameters(model)
+    reasons: dict[str, str | None] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, WEIGHTED):
+            continue
+        reasons[name] = None
+        if name in fed:
+            reasons[name] = f"the inputs of {name} go with the channels of {fed[name]}"
+        elif name not in reached:
+            reasons[name] = f"the forward pass does not reach {name}"
+        elif not can_select(layer):
+            reasons[name] = f"{name}, a {type(layer).__name__}, is not a plain layer without channel groups"
+        elif name in tied:
+            reasons[name] = f"{name} shares a parameter with {tied[name]}"
+        elif not 1 < in_channels(layer) <= MOST_FEATURES:
+            reasons[name] = f"{name} has {in_channels(layer):,} inputs, not 2 to {MOST_FEATURES:,}"
+    return reasons
+
+
+def _group(layer: str, width: int) -> ChannelGroup:
+    channels = np.arange(width)
+    member = Member(layer, "selection", "in", channels, channels, total=width)
+    return ChannelGroup(f"inputs of {layer}", width, (member,))

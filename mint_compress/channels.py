@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Side = Literal["out", "in", "both"]
 Indices = NDArray[np.int64]
+UNREACHED = "not traced: the forward pass does not reach it"
+"""Why a layer without members in any group is left alone."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from mint_compress.devices import resolve_device
 from mint_compress.errors import MintError
 from mint_compress.evaluation import accuracy, chance_warning
 from mint_compress.exporting import find_exporter
+from mint_compress.features import inputs_read
 from mint_compress.finetuning import finetune
 from mint_compress.groups import find_groups
 from mint_compress.inputs import (
@@ -197,6 +198,7 @@ def compress(
     elif not isinstance(plan, PruningPlan):
         plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
     pruned = prune_(copied(original), plan)
+    notes += inputs_read(original, pruned, found)
     report = replace(report, **_counted(original, pruned, plan, found, example), notes=notes)
     if dry_run:
         return pruned.cpu().eval(), write_plan(report, plan, target)

@@ -8,16 +8,18 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import nn
 
-from mint_compress.channels import ChannelGroup, Member
-from mint_compress.counting import WEIGHTED, shared_parameters
+from mint_compress.channels import UNREACHED, ChannelGroup, Member
+from mint_compress.counting import WEIGHTED, parameters, shared_parameters
 from mint_compress.errors import MintError
 from mint_compress.patches import in_channels
 from mint_compress.removal import removable
-from mint_compress.selection import can_select
+from mint_compress.selection import Selecting, can_select
 from mint_compress.twins import Reference
 
 MOST_FEATURES = 8192
 """Elimination holds a matrix of all pairs."""
+LARGE, MANY = 0.5, 16
+"""A layer with more than this share of all parameters, and so many inputs, may do with fewer of them."""
 
 
 def input_groups(
@@ -68,7 +70,7 @@ def input_groups(
 def unselectable(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, str | None]:
     """Every convolution and linear layer -> why it may not select among its inputs; None where it may."""
     fed = {m.layer: g.name for g in groups if g.prunable for m in g.members if m.side == "in"}
-    reached = {m.layer for g in groups for m in g.members}
+    unreached = {g.name for g in groups if g.reason == UNREACHED}
     tied = shared_parameters(model)
     reasons: dict[str, str | None] = {}
     for name, layer in model.named_modules():
@@ -77,7 +79,7 @@ def unselectable(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
         reasons[name] = None
         if name in fed:
             reasons[name] = f"the inputs of {name} go with the channels of {fed[name]}"
-        elif name not in reached:
+        elif name in unreached:
             reasons[name] = f"the forward pass does not reach {name}"
         elif not can_select(layer):
             reasons[name] = f"{name}, a {type(layer).__name__}, is not a plain layer without channel groups"
@@ -86,6 +88,22 @@ def unselectable(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
         elif not 1 < in_channels(layer) <= MOST_FEATURES:
             reasons[name] = f"{name} has {in_channels(layer):,} inputs, not 2 to {MOST_FEATURES:,}"
     return reasons
+
+
+def inputs_read(original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
+    """A line for each layer that leaves inputs out, and for one that is most of the network and does not."""
+    notes = []
+    for name, why in unselectable(original, groups).items():
+        layer = pruned.get_submodule(name)
+        given, reads = in_channels(original.get_submodule(name)), in_channels(layer)
+        share = parameters(layer) / parameters(pruned)
+        if isinstance(layer, Selecting):
+            line = f"{name} reads {reads:,} of {given:,} inputs, which a Gather selects in the export"
+            notes.append(line)
+        elif why is None and share > LARGE and given >= MANY:
+            holds = f"{name} holds {share:.0%} of the parameters left and reads all {given:,} inputs"
+            notes.append(f"{holds}; --prune-inputs {name} lets it drop some")
+    return tuple(notes)
 
 
 def _group(layer: str, width: int) -> ChannelGroup:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mint_compress.channels import ChannelGroup, LayerShape, Member, Network, Side
+from mint_compress.channels import UNREACHED, ChannelGroup, LayerShape, Member, Network, Side
 from mint_compress.counting import CONVOLUTIONS, NORMS, WEIGHTED, Progress, layer_macs, shared_parameters
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError, first_line
@@ -107,7 +107,7 @@ def _found(
     tell("analyse", 1, STEPS)
     found = None
     if not trace.beyond_graph:
-        found = _from_graph(reference, ignored, whole=trace.complete)
+        found = _from_graph(reference, ignored, trace)
     tell("analyse", 2, STEPS)
     if found is None and trace.complete:
         found = _proved(reference, _structural(trace.groups()), ignored)
@@ -168,8 +168,12 @@ def _with_training(reference: Reference, inputs: tuple[Any, ...], trace: Trace) 
     return both, trace
 
 
-def _from_graph(reference: Reference, ignored: set[str], *, whole: bool) -> list[ChannelGroup] | None:
-    """Torch-Pruning's groups, proved; None when they are too costly or, if asked, not all right."""
+def _from_graph(reference: Reference, ignored: set[str], trace: Trace) -> list[ChannelGroup] | None:
+    """Torch-Pruning's groups, proved; None when they are too costly or the trace can do better.
+
+    It can when it is complete and a group is not right, or Torch-Pruning has no group for a layer.
+    """
+    whole = trace.complete
     try:
         graph, raw_groups = _torch_pruning(reference.model, reference.inputs)
     except Exception as error:  # Torch-Pruning fails in many ways; the trace is there for that
@@ -179,6 +183,9 @@ def _from_graph(reference: Reference, ignored: set[str], *, whole: bool) -> list
     names.update((p, n) for n, p in reference.model.named_parameters())
     groups = [_channel_group(graph, raw, names) for raw in raw_groups]
     if whole and any(g.reason not in (None, HEAD) for g in groups):
+        return None
+    made = {m.layer for g in groups for m in g.members if m.side != "in"}
+    if whole and trace.reached - trace.odd.keys() - made:
         return None
     return _proved(reference, groups, ignored, whole=whole)
 
@@ -384,9 +391,8 @@ def _structural(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 def _untraced(model: nn.Module, known: set[str], odd: Mapping[str, str]) -> list[ChannelGroup]:
     """Weighted layers that are in no group: never reached, or used in ways of their own."""
-    reason = "not traced: the forward pass does not reach it"
     return [
-        ChannelGroup(name, int(m.weight.shape[0]), (), False, odd.get(name, reason))
+        ChannelGroup(name, int(m.weight.shape[0]), (), False, odd.get(name, UNREACHED))
         for name, m in model.named_modules()
         if isinstance(m, WEIGHTED) and name not in known and not _is_depthwise(m)
     ]

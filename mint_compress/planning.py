@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mint_compress.channels import ChannelGroup, LayerShape, Network
 from mint_compress.errors import MintError
+from mint_compress.features import MANY
 from mint_compress.scoring import ChannelScores, block_of
 
 PLAN_FORMAT = 1
@@ -411,7 +412,10 @@ def _unreachable(
     largest = sorted(weights, key=lambda n: -weights[n])[:3]
     limit = f"--upper-limit {budget.upper_limit:g}"
     blame = f"; in the way: {', '.join(largest)}" if largest else ""
+    fed = {m.layer for g in groups for m in g.members if m.side == "in"}
+    reading = [name for name, layer in network.layers.items() if layer.inputs >= MANY and name not in fed]
+    also = f"; --prune-inputs {reading[0]} lets inputs go as well" if len(reading) == 1 else ""
     return (
         f"{budget.params:.1%} of the parameters cannot go: the most is {share:g} % with {limit}{blame}. "
-        f"Ask for a ratio up to {share / 100:g}, or raise --upper-limit."
+        f"Ask for a ratio up to {share / 100:g}, or raise --upper-limit{also}."
     )

@@ -420,9 +420,9 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     ]
     assert result.stdout.startswith("Usage: mint-compress [compress] MODEL --ratio R -o OUT.onnx [options]")
     names = (
-        "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images samples-per-class groups "
-        "upper-limit round-to cost no-compensate no-distill epochs lr batch-size device provider threads "
-        "bench-batch bench-seconds seed dry-run plan json quiet force trust version"
+        "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
+        "samples-per-class groups upper-limit round-to cost no-compensate no-distill epochs lr batch-size "
+        "device provider threads bench-batch bench-seconds seed dry-run plan json quiet force trust version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

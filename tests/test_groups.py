@@ -678,3 +678,18 @@ def test_inputs_by_name_are_lent_by_position() -> None:
     groups = find_groups(model, {"image": torch.randn(1, 3, 6, 6)})
     assert {g.name: g.prunable for g in groups} == {"conv1": True, "conv2": True, "fc": False}
     assert "forward" not in vars(model)
+
+
+def test_two_heads_side_by_side_are_both_known() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.other = nn.Linear(6, 9), nn.Linear(9, 4), nn.Linear(9, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x).relu()
+            return torch.cat([self.one(x), self.other(x)], 1)
+
+    found = {g.name: (g.prunable, g.producers) for g in find_groups(TwoHeads(), torch.zeros(1, 6))}
+    # Torch-Pruning's graph has no group for the second one
+    assert found == {"body": (True, ("body",)), "one": (False, ("one",)), "other": (False, ("other",))}

@@ -37,3 +37,13 @@ def loaders() -> dict[str, DataLoader[tuple[Tensor, ...]]]:
         name: TensorDataset(*task(n, seed=i)) for i, (name, n) in enumerate(zip(names, SIZES, strict=True))
     }
     return {name: DataLoader(data, batch_size=32) for name, data in sets.items()}
+
+
+def tables() -> dict[str, DataLoader[tuple[Tensor, ...]]]:
+    """Rows of thirty numbers, of which three tell the class; for ``--data toydata:tables``."""
+    splits = {}
+    for seed, split in enumerate(("train", "val", "test")):
+        rows = torch.randn(300, 30, generator=torch.Generator().manual_seed(seed))
+        labels = (rows[:, 3] + rows[:, 7] * rows[:, 11] > 0).long()
+        splits[split] = DataLoader(TensorDataset(rows, labels), batch_size=50)
+    return splits

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -157,3 +160,32 @@ def test_a_residual_network_is_compressed_from_one_checkpoint(
     for row in rows:
         assert row["parameters"][0] == 269722 and 0.5 <= row["removed"] < 0.52
         assert row["parameters"][1] == round(269722 * (1 - row["removed"]))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_compress_as_one_does(tmp_path: Path, small_mnist: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    alone = [sys.executable]
+
+    def run(start: list[str], *arguments: str) -> str:
+        done = subprocess.run(
+            [*start, str(EXAMPLES / "mnist_mlp_inputs.py"), *arguments, "--device", "cpu", "--seeds", "1"],
+            check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return done.stdout
+
+    weights, rows = [], []
+    for name, start in (("two", launch), ("one", alone)):
+        common = ["--data", str(small_mnist), "--weights", str(tmp_path / name)]
+        assert run(start, "train", *common, "--epochs", "3").count("test ") == 1  # one of them speaks
+        (file,) = (tmp_path / name).iterdir()
+        weights.append(torch.load(file, weights_only=True)["state_dict"])
+        results = tmp_path / f"{name}.json"
+        some = ["--ratio", "0.9", "--epochs", "1", "--only", "gaussian, backward", "--results", str(results)]
+        run(start, "compress", *common, *some)
+        rows.append([row["accuracy"] for row in json.loads(results.read_text())["rows"]])
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][key], atol=1e-5, rtol=0)
+    assert len(rows[0]) == len(rows[1]) == 5
+    for two, one in zip(*rows, strict=True):
+        assert two == pytest.approx(one, abs=0.02)

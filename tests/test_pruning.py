@@ -21,9 +21,12 @@ from mint_compress.pruning import prune_
 from mint_compress.zoo import BUILDERS
 
 
-def half(model: nn.Module, x: Tensor, *, seed: int = 0, left: int | None = None) -> PruningPlan:
+def half(
+    model: nn.Module, x: Tensor, *, seed: int = 0, left: int | None = None, prune_inputs: tuple[str, ...] = ()
+) -> PruningPlan:
     """A plan that takes half of every group, at random, or all but some positions."""
-    groups, drawn, masks = find_groups(model, x), np.random.default_rng(seed), {}
+    groups, masks = find_groups(model, x, prune_inputs=prune_inputs), {}
+    drawn = np.random.default_rng(seed)
     for group in groups:
         if group.prunable:
             gone = group.width // 2 if left is None else group.width - left
@@ -84,6 +87,20 @@ def test_equals_the_network_that_ignores_the_channels(name: str, seed: int) -> N
     assert parameters(pruned) == plan.parameters[1] < parameters(model)
     torch.testing.assert_close(pruned(x), wanted, atol=1e-12, rtol=1e-10)
     assert not torch.allclose(wanted, model(x), atol=1e-6, rtol=0)  # the channels did matter
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_network_that_ignores_inputs_as_well(name: str) -> None:
+    model, x = build(name).double(), images(name, 3).double()
+    try:
+        plan = half(model, x, prune_inputs=("*",))
+    except MintError as refused:
+        pytest.skip(str(refused))
+    assert any(cut.kind == "selection" for cut in plan.cuts)
+    wanted = ignoring(model, plan)(x)
+    pruned = prune_(copy.deepcopy(model), plan)
+    assert parameters(pruned) == plan.parameters[1] < parameters(model)
+    torch.testing.assert_close(pruned(x), wanted, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["grouped", "depthwise", "multiplier", "grouped_transposed"])

@@ -197,8 +197,9 @@ def layer_counts(original: nn.Module, pruned: nn.Module, example_inputs: Inputs)
 
 def check_modules(original: nn.Module, pruned: nn.Module, predicted: Mapping[str, int] | None) -> int:
     """Compare every module's parameters with the plan and with its own attributes; return the total."""
-    before = {name: _own_parameters(m) for name, m in original.named_modules() if isinstance(m, WEIGHTED)}
-    named = dict(pruned.named_modules())
+    weighted = {name for name, m in original.named_modules() if isinstance(m, WEIGHTED)}
+    before = {name: count for name, count in _first_owned(original).items() if name in weighted}
+    named, owned = dict(pruned.named_modules()), _first_owned(pruned)
     expected = {} if predicted is None else {**before, **predicted}
     if unknown := next((name for name in expected if name not in named), None):
         raise CheckFailed(f"The plan expects a layer '{unknown}' that the pruned network does not have.")
@@ -208,9 +209,9 @@ def check_modules(original: nn.Module, pruned: nn.Module, predicted: Mapping[str
             raise CheckFailed(
                 f"Layer '{name}', {module}, holds {count:,} parameters instead of {described:,}."
             )
-        if count != expected.get(name, count):
+        if owned[name] != expected.get(name, owned[name]):
             raise CheckFailed(
-                f"Layer '{name}' has {count:,} parameters; the plan predicted {expected[name]:,}."
+                f"Layer '{name}' has {owned[name]:,} parameters; the plan predicted {expected[name]:,}."
             )
     return parameters(pruned)
 
@@ -332,6 +333,17 @@ def _weights(model: nn.Module) -> dict[str, int]:
 
 def _own_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def _first_owned(model: nn.Module) -> dict[str, int]:
+    """Parameters of every module; one that several share counts where it comes first, as in a plan."""
+    seen: set[int] = set()
+    counts = {}
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        counts[name] = sum(p.numel() for p in own)
+    return counts
 
 
 def _described(module: nn.Module) -> int | None:

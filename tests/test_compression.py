@@ -246,3 +246,17 @@ def test_a_network_without_a_backward_pass_is_scored_and_it_is_said() -> None:
         model = Forwards()
     _, report = compress(model, arrays(), **QUICK)
     assert "without a backward pass, all outputs of these layers count alike: head" in report.notes
+
+
+@pytest.mark.parametrize("prune_inputs", [(), ("*",)])
+def test_layers_that_share_a_weight_are_counted_once_in_every_place(
+    tmp_path: Path, prune_inputs: tuple[str, ...]
+) -> None:
+    model = build("tied_weights")
+    small, report = compress(
+        model, input_shape=(3, 12, 12), ratio=0.2, output=tmp_path / "small.onnx", prune_inputs=prune_inputs,
+        calibration_images=16, bench_seconds=0.05, device="cpu",
+    )  # fmt: skip
+    assert small.b.weight is small.a.weight
+    assert report.receipt["modules"] == sum(p.numel() for p in small.parameters())
+    assert {row["pair"]: row["after"] for row in report.layers}["a - b"] == 0

@@ -7,7 +7,8 @@ the *original* network's outputs (He et al., "Channel Pruning", ICCV 2017, eq. 4
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,14 @@ from mint_compress.patches import (
     weight_matrix,
 )
 from mint_compress.planning import PruningPlan
-from mint_compress.ridge import Chosen, RidgeFit
+from mint_compress.ridge import RidgeFit
 from mint_compress.topology import Shortcut, Topology, trace
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
+LEAST_CHUNKS = 4
+"""Batches that a layer which is called several times is refitted from, at least."""
 
 
 @dataclass(frozen=True)
@@ -102,59 +105,103 @@ def compensate_(
     images, chunks = count(given), split(given, BATCH)
     neighbours = trace(model, (select(given, slice(1)), None))
     layers = _layers_to_repair(model, neighbours, plan, everywhere)
-    ours, theirs = dict(model.named_modules()), dict(original.named_modules())
+    both = model, original
+    ours, theirs = (dict(m.named_modules()) for m in both)
     shortcuts = {n: s for n, s in neighbours.shortcuts.items() if n in layers} if drift else {}
     removed = {c.layer: set(c.removed) for c in plan.cuts if c.side != "in"}
     generator = torch.Generator().manual_seed(seed)
-    repairs = []
-    with (
-        evaluating(model),
-        evaluating(original),
-        lockstep(model, layers, chunks, after=False, remember=_points(shortcuts, ours)) as passes,
-        lockstep(
-            original,
-            {n: theirs[n] for n in layers},
-            chunks,
-            after=True,
-            remember=_points(shortcuts, theirs),
-        ) as references,
-    ):
-        for done, (name, layer) in enumerate(layers.items()):
-            reached = {p.advance() for p in (*passes, *references)}
-            if reached != {name}:
-                raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
-            if _same_places(layer, passes[0], references[0]):
+    repairs: dict[str, Repair | None] = {}
+    calls = [name for name in neighbours.calls if name in layers]
+    with evaluating(model), evaluating(original), _side_by_side(both, layers, chunks, shortcuts) as pairs:
+        for name in calls:
+            _advance(pairs, name)
+            if name in repairs:
+                continue  # a later call, which has the refitted weights
+            layer, repairs[name] = layers[name], None
+            if _same_places(layer, *pairs[0]):
                 norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
                 kept = _kept(theirs[name], removed.get(name, set()))
                 target = _Target(layer, norm, kept, name in shortcuts)
-                repairs.append(_refit(name, target, passes, references, images, generator))
+                times, fit = calls.count(name), _Fit(target, images, calls.count(name), pairs, generator)
+                if times == 1:
+                    fit.add(name, pairs)
+                else:
+                    # what later calls bring is known after going through all of them
+                    some = chunks[: fit.chunks]
+                    with _side_by_side(both, {name: layer}, some, {}) as others:
+                        for _ in range(times):
+                            _advance(others, name)
+                            fit.add(name, others)
+                repairs[name] = fit.write(name)
             if progress:
-                progress("repair", done + 1, len(layers))
-    return repairs
+                progress("repair", len(repairs), len(layers))
+    return [repair for repair in repairs.values() if repair is not None]
 
 
-def _refit(
-    name: str,
-    target: _Target,
-    passes: Sequence[Pass],
-    references: Sequence[Pass],
-    images: int,
-    generator: torch.Generator,
-) -> Repair:
-    """Fit the layer that all passes have halted at, and write what came out into it."""
-    layer, norm = target.layer, target.norm
-    columns = in_channels(layer) * taps(layer) // channel_groups(layer)
-    wanted = rows_wanted(min(columns, MAX_COLUMNS), images)
-    places = min(wanted, output_positions(layer, references[0].halted_output()))
-    intercept = norm is not None or layer.bias is not None
-    fit = RidgeFit.of(columns, rows=places * images, intercept=intercept)
-    for mine, reference in zip(passes, references, strict=True):
-        goal = target.of(name, mine, reference)
-        positions = sample_positions(output_positions(layer, goal), wanted, generator)
-        _add_pass(fit, layer, mine, goal, positions)
-    chosen = fit.choose(weight_matrix(layer))
-    _write(layer, norm, chosen)
-    return Repair(name, chosen.before, chosen.after, chosen.ridge)
+Pairs = list[tuple[Pass, Pass]]
+"""For every batch, a pass through the pruned network and one through the original."""
+
+
+@contextmanager
+def _side_by_side(
+    models: tuple[nn.Module, nn.Module],
+    layers: Mapping[str, nn.Module],
+    chunks: Sequence[Any],
+    shortcuts: Mapping[str, Shortcut],
+) -> Iterator[Pairs]:
+    """Passes that halt before each of the layers in the pruned network, and after it in the original."""
+    model, original = models
+    ours, theirs = (dict(m.named_modules()) for m in models)
+    same = {n: theirs[n] for n in layers}
+    with (
+        lockstep(model, layers, chunks, after=False, remember=_points(shortcuts, ours)) as passes,
+        lockstep(original, same, chunks, after=True, remember=_points(shortcuts, theirs)) as references,
+    ):
+        yield list(zip(passes, references, strict=True))
+
+
+def _advance(pairs: Pairs, name: str) -> None:
+    """Let all passes go on to the layer of that name."""
+    if {p.advance() for p in (*(m for m, _ in pairs), *(r for _, r in pairs))} != {name}:
+        raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
+
+
+class _Fit:
+    """The refit of one layer, from the passes that have halted at each of its calls."""
+
+    def __init__(
+        self, target: _Target, images: int, calls: int, pairs: Pairs, generator: torch.Generator
+    ) -> None:
+        layer = self.layer = target.layer
+        self.target, self.generator, self.chunks = target, generator, len(pairs)
+        columns = in_channels(layer) * taps(layer) // channel_groups(layer)
+        wanted, places = min(columns, MAX_COLUMNS), output_positions(layer, pairs[0][1].halted_output())
+        if calls > 1:
+            # each further network-wide pass costs, and of a layer with many places few images say enough
+            enough = -(-rows_wanted(wanted, places * calls) // BATCH)
+            self.chunks = max(LEAST_CHUNKS, enough)
+            images = min(images, self.chunks * BATCH)
+        self.wanted = rows_wanted(wanted, images * calls)
+        rows = min(self.wanted, places) * images * calls
+        intercept = target.norm is not None or layer.bias is not None
+        self.fit = RidgeFit.of(columns, rows=rows, intercept=intercept)
+
+    def add(self, name: str, pairs: Pairs) -> None:
+        """Take what the passes have brought to the layer, and what it should make of it."""
+        for mine, reference in pairs:
+            assert mine.inputs is not None
+            goal = self.target.of(name, mine, reference)
+            positions = sample_positions(output_positions(self.layer, goal), self.wanted, self.generator)
+            x = input_rows(self.layer, mine.inputs, goal, positions)
+            self.fit.add(x, output_rows(self.layer, goal, positions), mine.inputs.shape[0])
+
+    def write(self, name: str) -> Repair:
+        """Put what came out into the layer, and the intercept where there is a place for it."""
+        chosen = self.fit.choose(weight_matrix(self.layer))
+        set_weight_matrix(self.layer, chosen.weight)
+        if chosen.intercept is not None:
+            _write_intercept(self.layer, self.target.norm, chosen.intercept.flatten())
+        return Repair(name, chosen.before, chosen.after, chosen.ridge)
 
 
 def _same_places(layer: nn.Module, mine: Pass, reference: Pass) -> bool:
@@ -178,8 +225,8 @@ def _kept(layer: nn.Module, removed: set[int]) -> Tensor:
 def _layers_to_repair(
     model: nn.Module, neighbours: Topology, plan: PruningPlan, everywhere: bool
 ) -> dict[str, nn.Module]:
-    """Layers that are called once, from the first that lost inputs on, in forward order."""
-    modules, order = dict(model.named_modules()), neighbours.calls
+    """Layers from the first that lost inputs on, in the order of their first calls."""
+    modules, order = dict(model.named_modules()), list(dict.fromkeys(neighbours.calls))
     starved = {c.layer for c in plan.cuts if c.side == "in"}
     first = next((i for i, n in enumerate(order) if n in starved), len(order))
     chosen = [n for n in order[first:] if (everywhere or n in starved) and n in neighbours.simple]
@@ -220,20 +267,6 @@ class _Target:
             strong = gamma.abs() > 1e-2 * gamma.abs().max()
             scale = torch.where(strong, scale / gamma, 0.0)  # a channel that is hardly used stays as it is
         return scale.detach().reshape(-1, *(1,) * (drift.ndim - 2))
-
-
-def _add_pass(fit: RidgeFit, layer: nn.Module, mine: Pass, target: Tensor, positions: Tensor) -> None:
-    """Give the fit what a pass has brought to the layer, and what the layer should make of it."""
-    assert mine.inputs is not None
-    x = input_rows(layer, mine.inputs, target, positions)
-    fit.add(x, output_rows(layer, target, positions), mine.inputs.shape[0])
-
-
-def _write(layer: nn.Module, norm: nn.Module | None, chosen: Chosen) -> None:
-    """Put the refitted weights, and the intercept if there is a place for it, into the layer."""
-    set_weight_matrix(layer, chosen.weight)
-    if chosen.intercept is not None:
-        _write_intercept(layer, norm, chosen.intercept.flatten())
 
 
 def _write_intercept(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:

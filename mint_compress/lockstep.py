@@ -35,11 +35,14 @@ class Pass:
         Name of the layer it has halted at, None once the pass has ended.
     inputs, output
         What that layer was given, and gave (``output`` only when halting after the layer).
+    together
+        The same object for all passes that halt together.
     remembered
         Name -> the latest tensor seen at the points that :func:`lockstep` was asked to remember.
     """
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
+    def __init__(self, model: nn.Module, batch: Any, together: object) -> None:
+        self.together = together
         self.at: str | None = None
         self.inputs: Tensor | None = None
         self.output: Tensor | None = None
@@ -105,9 +108,10 @@ class Point:
     side: Literal["input", "output"]
 
 
-def _remember_hook(name: str, point: Point) -> Any:
+def _remember_hook(name: str, point: Point, together: object) -> Any:
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        _own.current.remembered[name] = inputs[0] if point.side == "input" else output
+        if _own.current.together is together:
+            _own.current.remembered[name] = inputs[0] if point.side == "input" else output
 
     return see
 
@@ -124,14 +128,21 @@ def lockstep(
     """One :class:`Pass` a batch; they halt before, or ``after``, each of the layers.
 
     Advance every pass in turn. What flows through the points to ``remember`` is found in
-    ``Pass.remembered``. On leaving, hooks are gone and threads have ended.
+    ``Pass.remembered``. On leaving, hooks are gone and threads have ended. While some passes have halted,
+    others may go through the same network in a lockstep of their own.
     """
+    together = object()
+
+    def halt(name: str, inputs: Tensor, output: Tensor | None) -> None:
+        # other passes through the same network may be on their way
+        if _own.current.together is together:
+            _own.current.halt(name, inputs, output)
 
     def before_hook(name: str) -> Any:
-        return lambda layer, inputs: _own.current.halt(name, inputs[0], None)
+        return lambda layer, inputs: halt(name, inputs[0], None)
 
     def after_hook(name: str) -> Any:
-        return lambda layer, inputs, output: _own.current.halt(name, inputs[0], output)
+        return lambda layer, inputs, output: halt(name, inputs[0], output)
 
     handles = [
         layer.register_forward_hook(after_hook(name))
@@ -140,11 +151,11 @@ def lockstep(
         for name, layer in layers.items()
     ]
     for name, point in (remember or {}).items():
-        handles.append(point.module.register_forward_hook(_remember_hook(name, point)))
+        handles.append(point.module.register_forward_hook(_remember_hook(name, point, together)))
     passes: list[Pass] = []
     with hooked(handles):
         try:
-            passes.extend(Pass(model, batch) for batch in batches)
+            passes.extend(Pass(model, batch, together) for batch in batches)
             yield passes
         finally:
             for one in passes:

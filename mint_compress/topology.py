@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +37,14 @@ class Topology:
     Attributes
     ----------
     calls
-        Weighted layers in the order of their calls.
+        Weighted layers in the order of their calls, as often as they are called.
     norms
-        Layer -> the BatchNorm that alone reads its output.
+        Layer -> the BatchNorm that alone reads its output, and reads nothing else.
     shortcuts
-        Layer -> what is added to its output, behind its BatchNorm if it has one.
+        Layer -> what is added to its output, behind its BatchNorm if it has one; of layers that are
+        called once.
+    simple
+        Layers that share no parameter and are plain linear maps at every call.
     """
 
     calls: tuple[str, ...] = ()
@@ -54,15 +58,16 @@ def trace(model: nn.Module, batch: Any) -> Topology:
     watch = _Watch()
     with watch.hooked(model), evaluating(model), torch.no_grad(), _Additions(watch.added):
         forward(model, batch)
-    once = {name for name in watch.calls if watch.calls.count(name) == 1}
-    norm_calls = list(watch.norms.values())
+    times = Counter(watch.calls)
+    norm_times = Counter(norm for _, norm in watch.norms)
+    # at every call of the layer this norm alone reads what it gives, and the norm reads nothing else
     norms = {
-        n: b
-        for n, b in watch.norms.items()
-        if n in once and watch.readers[n] == 1 and norm_calls.count(b) == 1
+        layer: norm
+        for (layer, norm), count in Counter(watch.norms).items()
+        if layer is not None and count == times[layer] == watch.readers[layer] == norm_times[norm]
     }
-    shortcuts = {n: s for n, s in watch.shortcuts.items() if n in once}
-    simple = frozenset((once & watch.plain) - shared_parameters(model).keys())
+    shortcuts = {n: s for n, s in watch.shortcuts.items() if times[n] == 1}
+    simple = frozenset(times.keys() - watch.odd - shared_parameters(model).keys())
     return Topology(tuple(watch.calls), norms, shortcuts, simple)
 
 
@@ -71,9 +76,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.norms: dict[str, str] = {}
+        self.norms: list[tuple[str | None, str]] = []
         self.readers: dict[str, int] = {}
-        self.plain: set[str] = set()
+        self.odd: set[str] = set()
         self.shortcuts: dict[str, Shortcut] = {}
         self._held: list[Tensor] = []
         self._layer_of: dict[int, str] = {}
@@ -100,13 +105,14 @@ class _Watch:
             if weighted:
                 self._see(given, Shortcut(name, "input"))
                 self.calls.append(name)
-                if is_plain(module, given, output):
-                    self.plain.add(name)
+                if not is_plain(module, given, output):
+                    self.odd.add(name)
                 self._layer_of[id(output)] = self._branch_of[id(output)] = name
-            elif source is not None and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 if module.track_running_stats:
-                    self.norms[source] = name
-                self._branch_of[id(output)] = source
+                    self.norms.append((source, name))
+                if source is not None:
+                    self._branch_of[id(output)] = source
             self._see(output, Shortcut(name, "output"))
             self._held += [given, output]
 

@@ -17,6 +17,7 @@ from mint_compress.counting import parameters
 from mint_compress.groups import find_groups
 from mint_compress.planning import PruningPlan, make_plan
 from mint_compress.pruning import prune_
+from mint_compress.topology import trace
 
 
 def removing(model: nn.Module, x: Tensor, **positions: Sequence[int]) -> tuple[nn.Module, PruningPlan]:
@@ -291,3 +292,75 @@ def test_an_intercept_never_goes_into_a_normalisation_that_two_layers_share() ->
     compensate_(pruned, model, plan, [x])
     assert norm.running_mean is not None
     assert torch.equal(pruned.get_submodule("behind.1").running_mean, norm.running_mean)  # type: ignore[arg-type]
+
+
+class Towers(nn.Module):
+    """One encoder for two halves of the channels, as for pairs of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.after, self.norm2 = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.head = nn.Linear(12, 3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return F.relu(self.norm2(self.after(x))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the second image is brighter: its channels are distributed otherwise
+        return self.head(torch.cat([self.encode(x[:, :3]), self.encode(2 * x[:, 3:] + 1)], 1))  # type: ignore[no-any-return]
+
+
+def test_an_encoder_that_is_called_twice_is_repaired_for_both_calls() -> None:
+    torch.manual_seed(3)
+    model, x, other = Towers(), torch.randn(64, 6, 7, 7), torch.randn(64, 6, 7, 7)
+    with torch.no_grad():
+        model.train()(x)
+        model.conv.weight[5] = model.conv.weight[1]
+        for tensor in (model.norm.weight, model.norm.bias, model.norm.running_mean, model.norm.running_var):
+            tensor[5] = tensor[1]
+        model.conv.weight[2] = 0  # a constant behind the normalisation, to be taken over by norm2
+        model.norm.bias[2] = 1.5
+    model.eval()
+    pruned, plan = removing(model, x, conv=[2, 5])
+    assert difference(model, pruned, other) > 0.05
+    repairs = compensate_(pruned, model, plan, x.split(16))
+    assert [r.layer for r in repairs] == ["after", "head"]
+    assert difference(model, pruned, other) < 1e-4
+
+
+def test_a_layer_that_is_called_twice_serves_both_calls_equally() -> None:
+    """What is removed equals channel 0 in the first call and channel 1 in the second: halves are best."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.shared = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.shared(self.one(x)), self.shared(self.other(x))], 1)
+
+    model, x = Twice().eval(), torch.randn(2048, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer, copied in ((model.one, 0), (model.other, 1)):
+            layer.bias.zero_()
+            layer.weight.copy_(torch.eye(3, 4))
+            layer.weight[2] = layer.weight[copied]
+    before = model.shared.weight.detach().clone()
+    pruned, plan = removing(model, x, other=[2])  # and of one
+    (repair,) = compensate_(pruned, model, plan, x.split(64), everywhere=False)
+    assert repair.layer == "shared" and repair.after < repair.before
+    wanted = before[:, :2] + before[:, 2:] / 2
+    torch.testing.assert_close(pruned.shared.weight.detach(), wanted, atol=0.04, rtol=0)
+
+
+def test_a_normalisation_behind_two_calls_belongs_to_the_layer_if_it_reads_nothing_else() -> None:
+    class Odd(Towers):
+        def forward(self, x: Tensor) -> Tensor:
+            again = self.norm2(F.relu(self.norm2(self.after(F.relu(self.norm(self.conv(x[:, 3:])))))))
+            return super().forward(x) + again.mean()  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 6, 7, 7)
+    assert trace(Towers().eval(), (x, None)).norms == {"conv": "norm", "after": "norm2"}
+    assert trace(Odd().eval(), (x, None)).norms == {"conv": "norm"}

@@ -132,3 +132,19 @@ def test_passes_keep_no_graph() -> None:
     with lockstep(model, {"fc": model.get_submodule("fc")}, [images("chain")], after=True) as (one,):
         one.advance()
         assert one.output is not None and not one.output.requires_grad
+
+
+def test_other_passes_may_go_through_the_network_meanwhile() -> None:
+    model = build("chain")
+    layers = {"conv2": model.get_submodule("conv2"), "fc": model.get_submodule("fc")}
+    first, second = images("chain", 2, seed=0), images("chain", 3, seed=1)
+    points = {"fc": Point(layers["conv2"], "output")}
+    with lockstep(model, layers, [first], after=False, remember=points) as (outer,):
+        assert outer.advance() == "conv2"
+        held = outer.inputs
+        with lockstep(model, {"fc": layers["fc"]}, [second], after=True) as (inner,):
+            assert inner.advance() == "fc" and inner.output is not None and len(inner.output) == 3
+            assert not inner.remembered  # that is the others' business
+            assert inner.advance() is None
+        assert outer.at == "conv2" and outer.inputs is held
+        assert outer.advance() == "fc" and len(outer.remembered["fc"]) == 2

@@ -75,7 +75,8 @@ def compensate_(
 ) -> list[Repair]:
     """Refit the weights of the pruned ``model``, in place, so that it imitates ``original``.
 
-    No parameter is added: an intercept goes into an existing bias or the BatchNorm that follows.
+    No parameter is added: an intercept goes into an existing bias or the BatchNorm that follows. A layer
+    that is called several times is fitted to all of its calls at once.
 
     Parameters
     ----------
@@ -122,16 +123,12 @@ def compensate_(
                 norm = ours[neighbours.norms[name]] if name in neighbours.norms else None
                 kept = _kept(theirs[name], removed.get(name, set()))
                 target = _Target(layer, norm, kept, name in shortcuts)
-                times, fit = calls.count(name), _Fit(target, images, calls.count(name), pairs, generator)
+                times = calls.count(name)
+                fit = _Fit(target, images, times, pairs, generator)
                 if times == 1:
                     fit.add(name, pairs)
                 else:
-                    # what later calls bring is known after going through all of them
-                    some = chunks[: fit.chunks]
-                    with _side_by_side(both, {name: layer}, some, {}) as others:
-                        for _ in range(times):
-                            _advance(others, name)
-                            fit.add(name, others)
+                    _add_all_calls(fit, name, times, both, chunks)
                 repairs[name] = fit.write(name)
             if progress:
                 progress("repair", len(repairs), len(layers))
@@ -164,6 +161,16 @@ def _advance(pairs: Pairs, name: str) -> None:
     """Let all passes go on to the layer of that name."""
     if {p.advance() for p in (*(m for m, _ in pairs), *(r for _, r in pairs))} != {name}:
         raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
+
+
+def _add_all_calls(
+    fit: _Fit, name: str, times: int, models: tuple[nn.Module, nn.Module], chunks: Sequence[Any]
+) -> None:
+    """What later calls of a layer bring is known only after going through the network."""
+    with _side_by_side(models, {name: fit.layer}, chunks[: fit.chunks], {}) as others:
+        for _ in range(times):
+            _advance(others, name)
+            fit.add(name, others)
 
 
 class _Fit:

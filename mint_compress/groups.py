@@ -74,7 +74,7 @@ def find_groups(
     prune_inputs
         fnmatch patterns of layers that may leave out input channels by themselves, each as a group of
         its own, named ``inputs of LAYER``: layers that read the network's inputs, or channels that no
-        group can remove. A removed layer becomes one that selects (:mod:`mint_compress.selection`).
+        group can remove. A layer that loses some becomes one that selects (:mod:`mint_compress.selection`).
     progress
         Called as ("analyse", steps done, steps).
 

@@ -115,7 +115,7 @@ class ChannelGroup:
     Attributes
     ----------
     name
-        Qualified name of the first producer.
+        Qualified name of the first producer; of a layer's input features, which have none, ``inputs of LAYER``.
     width
         Number of positions; a position is what is kept or removed at once.
     members
@@ -152,6 +152,24 @@ class ChannelGroup:
     def left_alone(self, reason: str) -> ChannelGroup:
         """The same group, not prunable for ``reason``."""
         return replace(self, prunable=False, reason=reason)
+
+    def checked(self) -> ChannelGroup:
+        """The same group, not prunable where slicing cannot do it, whatever the permutation check says."""
+        if not self.consumers:
+            return self.left_alone("no layer reads it")
+        if self.width < 2:
+            return self.left_alone("only one channel")
+        for member in self.members:
+            if member.channel_groups == 1:
+                continue
+            whole = np.array_equal(member.channels, np.arange(member.total))
+            blocks = member.positions.reshape(member.channel_groups, -1) if whole else None
+            # every channel group must lose the same positions, at the same offsets
+            if blocks is None or (blocks != blocks[0]).any():
+                return self.left_alone(
+                    f"its channels cross the channel groups of a convolution ({member.layer})"
+                )
+        return self
 
 
 def consumer_units(groups: Sequence[ChannelGroup]) -> dict[str, torch.Tensor]:

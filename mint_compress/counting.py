@@ -32,6 +32,11 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a layer is a convolution in which each output reads one input of its own."""
+    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.out_channels
+
+
 def shared_parameters(module: nn.Module) -> dict[str, str]:
     """Name of every submodule that holds a parameter in common with another -> that other one's name."""
     owners: dict[int, list[str]] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mint_compress.counting import WEIGHTED
+from mint_compress.patches import in_channels, out_channels
 from mint_compress.selection import make_selecting_
 from mint_compress.shapes import size_attributes
 
@@ -95,3 +96,19 @@ def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
     slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
     return slicer
+
+
+def side_channels(module: Any, kind: str, side: str, dim: int) -> int:
+    """Channels on one side of a layer, or along ``dim`` of a bare parameter."""
+    if kind in ("conv", "depthwise", "linear"):
+        return in_channels(module) if side == "in" else out_channels(module)
+    if kind == "parameter":
+        return int(module.shape[dim])
+    return int(module.weight.shape[-1] if kind == "embedding" else _norm_width(module))
+
+
+def _norm_width(module: Any) -> int:
+    for attribute in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(module, attribute):
+            return int(getattr(module, attribute))
+    return int(module.normalized_shape[-1])

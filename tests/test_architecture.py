@@ -32,11 +32,13 @@ ORDER = [
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *(
         "channels",
-        "slicing",
         "patches",
+        "slicing",
+        "sizes",
         "labels",
         "operations",
         "tracing",
+        "dependency",
         "twins",
         "proving",
         "removal",
@@ -124,7 +126,7 @@ def test_every_place_in_the_order_is_a_file() -> None:
 
 def test_only_three_files_know_torch_pruning() -> None:
     assert importers("torch_pruning") == {
-        f"mint_compress.{one}" for one in ("groups", "importance", "slicing")
+        f"mint_compress.{one}" for one in ("dependency", "importance", "slicing")
     }
 
 

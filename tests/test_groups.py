@@ -13,7 +13,7 @@ from networks import NETWORKS, Chain, Mixer, NormFree, build, conv, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mint_compress import groups as groups_module
+from mint_compress import dependency
 from mint_compress.channels import ChannelGroup, consumer_units, unit_offsets
 from mint_compress.checkpoints import save
 from mint_compress.counting import parameters
@@ -551,17 +551,17 @@ def signature(found: list[ChannelGroup]) -> set[frozenset[object]]:
 def test_two_ways_to_the_same_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch-Pruning's graph is an oracle for the trace, where it is right as a whole."""
     first = find_groups(build(name), images(name))
-    monkeypatch.setattr("mint_compress.groups.VISITS", 0)
+    monkeypatch.setattr("mint_compress.dependency.VISITS", 0)
     assert signature(find_groups(build(name), images(name))) == signature(first)
 
 
 def test_index_maps_that_grow_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = float64_twin(build("flatten"), (images("flatten"),))
     first = find_groups(model, x)
-    assert groups_module._torch_pruning(model, x)
-    monkeypatch.setattr(groups_module, "INDICES", 20)  # four channels of six places are 24
-    with pytest.raises(groups_module.TooCostly):
-        groups_module._torch_pruning(model, x)
+    assert dependency.torch_pruning_groups(model, x)
+    monkeypatch.setattr(dependency, "INDICES", 20)  # four channels of six places are 24
+    with pytest.raises(dependency.TooCostly):
+        dependency.torch_pruning_groups(model, x)
     assert signature(find_groups(model, x)) == signature(first)
 
 

@@ -115,7 +115,7 @@ class ChannelGroup:
     Attributes
     ----------
     name
-        Qualified name of the first producer; of a layer's input features, which have none, ``inputs of LAYER``.
+        Qualified name of the first producer; ``inputs of LAYER`` for features that have none.
     width
         Number of positions; a position is what is kept or removed at once.
     members

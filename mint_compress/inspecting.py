@@ -16,6 +16,7 @@ from mint_compress.channels import ChannelGroup, LayerShape
 from mint_compress.checkpoints import input_shape_of
 from mint_compress.counting import Progress, parameters
 from mint_compress.errors import MintError
+from mint_compress.features import inputs_read
 from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import check_inspection
@@ -197,7 +198,7 @@ def inspect_model(
         round_to=round_to,
         most_ratio=most.removed if most else 0.0,
         groups=inspected(found, most),
-        notes=notes,
+        notes=notes + inputs_read(module, module, found),
     )
 
 

@@ -65,11 +65,11 @@ def stages(name: str) -> Callable[[torch.device], list[Tensor]]:
 
     def computed(device: torch.device) -> list[Tensor]:
         model, x = build(name), images(name, 64)
-        groups = mc.find_groups(model, x[:1])
+        groups = mc.find_groups(model, x[:1], prune_inputs=["*"])
         model.to(device)
         batches = x.to(device).split(16)
         scores = mc.score(groups, mc.calibrate(model, groups, batches))
-        plan = mc.plan(groups, scores, mc.Budget(0.2, round_to=1))
+        plan = mc.plan(groups, scores, mc.Budget(0.3, round_to=1, upper_limit=0.8))
         pruned = mc.prune_(copy.deepcopy(model), plan)
         mc.compensate_(pruned, model, plan, batches)
         return [t.double() for t in (*scores.nats.values(), *pruned.state_dict().values())]

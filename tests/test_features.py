@@ -18,6 +18,7 @@ from mint_compress.compression import compress
 from mint_compress.errors import MintError
 from mint_compress.features import inputs_read, unselectable
 from mint_compress.groups import find_groups
+from mint_compress.inspecting import inspect_model
 from mint_compress.models import load
 from mint_compress.planning import Budget, PruningPlan, make_plan
 from mint_compress.planning import plan as choose
@@ -224,6 +225,9 @@ def test_it_is_pointed_out_where_it_would_help() -> None:
         "layers.0 holds 95% of the parameters left and reads all 784 inputs; "
         "--prune-inputs layers.0 lets it drop some"
     )
+    (note,) = inspect_model(model, input_shape=(1, 28, 28)).notes
+    assert note.startswith("layers.0 holds 97% of the parameters and reads all 784 inputs; --prune-inputs ")
+    assert inspect_model(model, input_shape=(1, 28, 28), prune_inputs=["layers.0"]).notes == ()
     scores = score(groups, calibrate(model, groups, [torch.randn(8, 1, 28, 28)]))
     with pytest.raises(
         MintError, match=r"raise --upper-limit; --prune-inputs layers\.0 lets inputs go as well"

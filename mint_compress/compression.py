@@ -71,6 +71,7 @@ def compress(
     data: Data | str | None = None,
     *,
     ratio: float | None = None,
+    macs_ratio: float | None = None,
     output: str | os.PathLike[str] | None = None,
     plan: PruningPlan | str | os.PathLike[str] | None = None,
     arch: str | None = None,
@@ -114,6 +115,8 @@ def compress(
         A data spec, :class:`Data`, or None: then synthetic images, no fine-tuning and no accuracy.
     ratio
         Share of the parameters that goes, 0 < ratio < 1. Not needed with a ``plan``.
+    macs_ratio
+        Share of the multiply-accumulate operations that goes, in the place of ``ratio``.
     output
         Where to export to, for example ``small.onnx``; beside it a .safetensors and a .json are
         written. None: nothing is written, exported or timed.
@@ -157,12 +160,13 @@ def compress(
         A claim did not hold: counts, parity. No file is written then.
     """
     check_options(
-        model=model, data=data, ratio=ratio, output=None if output is None else Path(output), plan=plan,
-        input_shape=input_shape, mean=mean, std=std, estimator=estimator,
-        calibration_images=calibration_images, samples_per_class=samples_per_class, groups=groups,
-        upper_limit=upper_limit, round_to=round_to, cost=cost, epochs=epochs, lr=lr,
-        batch_size=batch_size, device=device, provider=provider, threads=threads,
-        bench_batch=bench_batch, bench_seconds=bench_seconds, seed=seed, dry_run=dry_run, force=force,
+        model=model, data=data, ratio=ratio, macs_ratio=macs_ratio, plan=plan,
+        output=None if output is None else Path(output), input_shape=input_shape, mean=mean, std=std,
+        estimator=estimator, calibration_images=calibration_images,
+        samples_per_class=samples_per_class, groups=groups, upper_limit=upper_limit, round_to=round_to,
+        cost=cost, epochs=epochs, lr=lr, batch_size=batch_size, device=device, provider=provider,
+        threads=threads, bench_batch=bench_batch, bench_seconds=bench_seconds, seed=seed,
+        dry_run=dry_run, force=force,
     )  # fmt: skip
     target = None if output is None else outputs(Path(output))
     if target is not None:
@@ -189,10 +193,11 @@ def compress(
     images, drawn = _draw(original, data, example, settings, calibration_images, CALIBRATION_IMAGES)
     notes += drawn
     if plan is None:
-        assert ratio is not None
         if groups and round_to > 1:
             notes += (f"--groups {groups} keeps blocks whole: widths are not rounded",)
-        budget = Budget(ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups)  # type: ignore[arg-type]
+        budget = Budget(
+            ratio, macs=macs_ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups  # type: ignore[arg-type]
+        )  # fmt: skip
         plan, drawn = _plan(original, found, images, data, example, settings, budget)
         notes += (*drawn, *_little_computed(plan, cost))
     elif not isinstance(plan, PruningPlan):
@@ -364,7 +369,10 @@ def _counted(
     alone = [(g.name, g.reason or "") for g in found if not g.prunable]
     alone += [(g.name, spared) for g in found if g.prunable and g.name in whole]
     return {
-        "ratio": {"asked": plan.asked, "removed": 1 - after / before},
+        "ratio": {
+            "asked": plan.asked if plan.asked_of == "params" else None,
+            "removed": 1 - after / before,
+        },
         "parameters": {"before": before, "after": after},
         "macs": {"before": macs[0], "after": macs[1]},
         "macs_ratio": macs[0] / macs[1] if macs[1] else None,

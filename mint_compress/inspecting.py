@@ -73,8 +73,8 @@ class Inspection:
         Of the whole network; MACs are of one sample.
     upper_limit, round_to
         See :class:`Budget`.
-    most_ratio
-        Largest share of the parameters that can go within these bounds; 0.0: nothing can.
+    most_ratio, most_macs_ratio
+        Largest share of the parameters, and of the MACs, that can go within these bounds; 0.0: nothing can.
     groups
         In the order of the network's modules.
     notes
@@ -88,6 +88,7 @@ class Inspection:
     upper_limit: float
     round_to: int
     most_ratio: float
+    most_macs_ratio: float
     groups: tuple[InspectedGroup, ...]
     notes: tuple[str, ...] = ()
 
@@ -129,8 +130,12 @@ class Inspection:
         yield "Groups", f"{prunable} of {len(self.groups)} prunable"
         bounds = f"with --upper-limit {self.upper_limit:g} --round-to {self.round_to}"
         # rounded down: the ratio printed can be asked for
-        most = math.floor(1000 * self.most_ratio) / 1000
-        yield "Reachable", f"--ratio {most:g} at most, {bounds}" if most else f"nothing can go {bounds}"
+        most, macs = (math.floor(1000 * share) / 1000 for share in (self.most_ratio, self.most_macs_ratio))
+        if not most:
+            yield "Reachable", f"nothing can go {bounds}"
+            return
+        yield "Reachable", f"at most --ratio {most:g} or --macs-ratio {macs:g},"
+        yield "", bounds
 
 
 def inspect_model(
@@ -197,6 +202,7 @@ def inspect_model(
         upper_limit=upper_limit,
         round_to=round_to,
         most_ratio=most.removed if most else 0.0,
+        most_macs_ratio=1 - most.macs[1] / most.macs[0] if most and most.macs[0] else 0.0,
         groups=inspected(found, most),
         notes=notes + inputs_read(module, module, found),
     )

@@ -46,6 +46,7 @@ def check_options(
     model: object = None,
     data: object = None,
     ratio: float | None = None,
+    macs_ratio: float | None = None,
     output: str | Path | None = None,
     plan: object = None,
     input_shape: Sequence[int] | None = None,
@@ -81,9 +82,12 @@ def check_options(
         For the first option that cannot work: the value and the remedy in one line.
     """
     _check_model(model)
-    if ratio is None and plan is None:
+    if ratio is None and macs_ratio is None and plan is None:
         raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
+    if ratio is not None and macs_ratio is not None:
+        raise MintError("Both ratio and macs-ratio are given. One of them decides; leave the other out.")
     _check_share("ratio", ratio, "Give the share of the parameters that goes, for example 0.75.")
+    _check_share("macs-ratio", macs_ratio, "Give the share of the MACs that goes, for example 0.5.")
     _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
     _check_counts(
         least_0={"groups": groups, "epochs": epochs, "seed": seed},

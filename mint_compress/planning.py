@@ -22,6 +22,7 @@ from mint_compress.scoring import ChannelScores, block_of
 
 PLAN_FORMAT = 1
 Cost = Literal["params", "macs", "both"]
+Counted = Literal["params", "macs"]
 Mask = NDArray[np.bool_]
 
 
@@ -31,8 +32,8 @@ class Budget:
 
     Attributes
     ----------
-    params
-        Share of all parameters that goes, 0 < params < 1.
+    params, macs
+        Share of all parameters, or of all MACs, that goes, above 0 and below 1: one of the two.
     upper_limit
         Largest share of one channel group's positions that may go.
     round_to
@@ -44,21 +45,36 @@ class Budget:
         Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
     """
 
-    params: float
+    params: float | None = None
     upper_limit: float = 0.95
     round_to: int = 8
     cost: Cost = "both"
     blocks: int = 0
+    macs: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.params < 1:
-            raise MintError(f"The ratio is {self.params}; it must lie between 0 and 1, e.g. 0.75.")
+        if (self.params is None) == (self.macs is None):
+            raise MintError("A budget is a share of the parameters or of the MACs. Give one of the two.")
+        if not 0 < self.share < 1:
+            raise MintError(f"The ratio is {self.share}; it must lie between 0 and 1, e.g. 0.75.")
         if not 0 < self.upper_limit <= 1:
             raise MintError(f"The upper limit is {self.upper_limit}; it must be above 0 and at most 1.")
         if self.round_to < 1:
             raise MintError(f"Widths cannot be rounded to {self.round_to}; give 1 or more.")
         if self.cost not in ("params", "macs", "both"):
             raise MintError(f"Unknown cost {self.cost!r}. Choose from: params, macs, both.")
+
+    @property
+    def of(self) -> Counted:
+        """What the share is a share of."""
+        return "params" if self.macs is None else "macs"
+
+    @property
+    def share(self) -> float:
+        """The share that goes."""
+        share = self.params if self.macs is None else self.macs
+        assert share is not None
+        return share
 
 
 @dataclass(frozen=True)
@@ -88,8 +104,10 @@ class PruningPlan:
 
     Attributes
     ----------
-    asked, removed
-        Share of the parameters that was asked for, and that will go.
+    asked, asked_of
+        Share that was asked for, of the ``params`` or of the ``macs``.
+    removed
+        Share of the parameters that will go.
     parameters, macs
         (before, after) of the whole network; MACs of one sample.
     layers
@@ -103,6 +121,7 @@ class PruningPlan:
     groups: tuple[GroupCut, ...] = field(repr=False)
     cuts: tuple[LayerCut, ...] = field(repr=False)
     layers: Mapping[str, tuple[int, int]] = field(repr=False)
+    asked_of: Counted = "params"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
@@ -143,11 +162,14 @@ class PruningPlan:
             macs_before, macs_after = _ints(data["macs"])
             layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
             asked, removed = float(data["asked"]), float(data["removed"])
+            asked_of: Counted = "macs" if data.get("asked_of") == "macs" else "params"
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MintError(
                 f"The pruning plan is damaged ({error}). Write it again with --dry-run."
             ) from None
-        return PruningPlan(asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers)
+        return PruningPlan(
+            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_of
+        )
 
     def to_json(self) -> str:
         """The plan as a JSON document."""
@@ -182,7 +204,7 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
     Returns
     -------
     PruningPlan
-        The plan that removes least while removing at least what was asked.
+        The plan that removes fewest positions while at least the share asked goes.
 
     Raises
     ------
@@ -200,18 +222,22 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         for index, candidate in enumerate(candidates)
         for place, density in enumerate(candidate.densities)
     )
-    goal = math.ceil(budget.params * network.parameters - 1e-9)
+    which = 0 if budget.of == "params" else 1
+    whole = (network.parameters, network.macs)[which]
+    if not whole:
+        raise MintError("This network has no convolution or linear layer to count MACs of. Give --ratio.")
+    goal = math.ceil(budget.share * whole - 1e-9)
 
     def removed_by(count: int) -> tuple[list[Mask], int]:
         taken = [0] * len(candidates)
         for _, index, _ in order[:count]:
             taken[index] += 1
         masks = [c.mask(t) for c, t in zip(candidates, taken, strict=True)]
-        return masks, network.parameters - _counts(network, candidates, masks)[0]
+        return masks, whole - _counts(network, candidates, masks)[which]
 
     low, high = 0, len(order)
     if (most := removed_by(high)[1]) < goal:
-        raise MintError(_unreachable(budget, most, network, groups, candidates))
+        raise MintError(_unreachable(budget, most / whole, network, groups, candidates))
     while low < high:
         middle = (low + high) // 2
         if removed_by(middle)[1] >= goal:
@@ -221,7 +247,8 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
     return make_plan(
         groups,
         {c.group.name: m for c, m in zip(candidates, removed_by(low)[0], strict=True)},
-        asked=budget.params,
+        asked=budget.share,
+        asked_of=budget.of,
     )
 
 
@@ -243,7 +270,7 @@ def most_removed(
     scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)
     candidates = [_Candidate.of(g, scores, budget) for g in prunable]
     masks = {c.group.name: c.mask(len(c.steps)) for c in candidates}
-    return make_plan(groups, masks, asked=budget.params) if masks else None
+    return make_plan(groups, masks, asked=budget.share) if masks else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,15 +379,21 @@ def _counts(network: Network, candidates: Sequence[_Candidate], masks: Sequence[
     return parameters, macs
 
 
-def make_plan(groups: Sequence[ChannelGroup], removed: Mapping[str, Mask], *, asked: float) -> PruningPlan:
+def make_plan(
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Mask],
+    *,
+    asked: float,
+    asked_of: Counted = "params",
+) -> PruningPlan:
     """Write out a choice of positions, group name -> ``(width,)`` mask of what goes, as a plan.
 
     Parameters
     ----------
     groups
         All groups of the network; those without a mask stay whole.
-    asked
-        The share of parameters that was asked for, for the record.
+    asked, asked_of
+        The share that was asked for, and of what, for the record.
     """
     network = groups[0].network
     chosen = [(g, np.asarray(removed[g.name], dtype=np.bool_)) for g in groups if g.name in removed]
@@ -392,30 +425,34 @@ def make_plan(groups: Sequence[ChannelGroup], removed: Mapping[str, Mask], *, as
         ),
         tuple(c for c in cuts.values() if c.removed),
         {n: (s.parameters, after[n][0]) for n, s in network.layers.items()},
+        asked_of,
     )
 
 
 def _unreachable(
     budget: Budget,
-    most: int,
+    most: float,
     network: Network,
     groups: Sequence[ChannelGroup],
     candidates: Sequence[_Candidate],
 ) -> str:
-    share = math.floor(1000 * most / network.parameters) / 10
+    share, of_macs = math.floor(1000 * most) / 10, budget.of == "macs"
     weights: dict[str, int] = {}
     movable = {name for c in candidates for name in _removed_channels([c.group], [c.mask(len(c.steps))])}
     why = {p: g.reason for g in groups if not g.prunable for p in (g.producers or (g.name,))}
     for name, layer in network.layers.items():
         if name in why or name not in movable:
-            weights[f"{name} ({why.get(name, 'nothing of it can go')})"] = layer.parameters
+            weights[f"{name} ({why.get(name, 'nothing of it can go')})"] = (
+                layer.macs if of_macs else layer.parameters
+            )
     largest = sorted(weights, key=lambda n: -weights[n])[:3]
     limit = f"--upper-limit {budget.upper_limit:g}"
     blame = f"; in the way: {', '.join(largest)}" if largest else ""
     fed = {m.layer for g in groups for m in g.members if m.side == "in"}
     reading = [name for name, layer in network.layers.items() if layer.inputs >= MANY and name not in fed]
     also = f"; --prune-inputs {reading[0]} lets inputs go as well" if len(reading) == 1 else ""
+    what = "MACs" if of_macs else "parameters"
     return (
-        f"{budget.params:.1%} of the parameters cannot go: the most is {share:g} % with {limit}{blame}. "
+        f"{budget.share:.1%} of the {what} cannot go: the most is {share:g} % with {limit}{blame}. "
         f"Ask for a ratio up to {share / 100:g}, or raise --upper-limit{also}."
     )

@@ -66,7 +66,8 @@ class Report:
     Parameters
     ----------
     ratio
-        ``asked`` and ``removed`` share of the parameters, in [0, 1].
+        ``asked`` and ``removed`` share of the parameters, in [0, 1]. A share of the MACs that was asked
+        for is in the ``plan``.
     parameters, macs
         Counts ``before`` and ``after``; MACs are of one sample.
     accuracy
@@ -158,16 +159,20 @@ class Report:
 
     def _summary(self) -> Iterator[tuple[str, str]]:
         """At most ten (title, line) pairs: who reads only these knows whether to ship."""
-        asked = "" if self.ratio["asked"] is None else f" (asked {_percent(self.ratio['asked'], 2)})"
-        yield "Parameters", _change(self.parameters) + asked
+        yield "Parameters", _change(self.parameters) + _asked(self.ratio["asked"])
         fewer = "" if self.macs_ratio is None else f" ({self.macs_ratio:.2f}x fewer)"
-        yield "MACs", _change(self.macs) + fewer
+        of_macs = self.plan["asked"] if self.plan and self.plan.get("asked_of") == "macs" else None
+        yield "MACs", _change(self.macs) + _asked(of_macs) + fewer
         yield from _accuracy_lines(self.accuracy)
         yield "Receipt", _receipt_line(self.receipt)
         yield "Parity", _parity_line(self.parity)
         yield from _latency_lines({side.capitalize(): times for side, times in self.latency_ms.items()})
         yield "Speed-up", _speedup_line(self.speedup, self.macs_ratio, self.provider)
         yield "Written", _files_line(self.files)
+
+
+def _asked(share: float | None) -> str:
+    return "" if share is None else f" (asked {_percent(share, 2)})"
 
 
 def _latency_lines(times: Mapping[str, Mapping[str, float | None]]) -> Iterator[tuple[str, str]]:

@@ -157,6 +157,11 @@ def test_defaults_are_those_of_the_library(folder: Path, seen: dict[str, Any]) -
     }
 
 
+def test_a_share_of_macs_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
+    assert invoke("model.pt", "--macs-ratio", ".4", "-o", "out.onnx").exit_code == 0
+    assert (seen["macs_ratio"], seen["ratio"]) == (0.4, None)
+
+
 def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
     args = (
         "compress model.pt --ratio .5 -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
@@ -265,7 +270,7 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
     from mint_compress.inspecting import InspectedGroup, Inspection
 
     group = InspectedGroup("conv1", 64, 8, 1728, ("conv1",), ("conv2",), True, None)
-    answer = Inspection("model.pt", (3, 8, 8), 9000, 81, 0.9, 4, 0.5, (group,), ("a note",))
+    answer = Inspection("model.pt", (3, 8, 8), 9000, 81, 0.9, 4, 0.5, 0.4, (group,), ("a note",))
     seen: list[Any] = []
 
     def inspect_model(model: Path, *, progress: Callable[[str, int, int], None], **given: Any) -> Inspection:

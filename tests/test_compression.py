@@ -77,6 +77,19 @@ def test_a_module_and_data_give_a_smaller_module_and_a_report(chain: nn.Module) 
     assert report.parity["max_abs"] is None and report.speedup is None and report.sha256 == {}
 
 
+def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
+    settings = {k: v for k, v in QUICK.items() if k != "ratio"}
+    _, report = compress(chain, arrays(), macs_ratio=0.5, **settings)
+    share = 1 - report.macs["after"] / report.macs["before"]
+    assert (report.plan["asked"], report.plan["asked_of"]) == (0.5, "macs")
+    assert 0.5 <= share < 0.6 and report.ratio["asked"] is None
+    lines = {line[:12].strip(): line for line in str(report).splitlines()}
+    assert "(asked 50.00 %) (" in lines["MACs"] and "asked" not in lines["Parameters"]
+    for both in ({}, {"ratio": 0.5, "macs_ratio": 0.5}):
+        with pytest.raises(MintError, match=r"No ratio given|Both ratio and macs-ratio are given"):
+            compress(chain, arrays(), **settings, **both)
+
+
 def test_modes_devices_and_global_randomness_stay(chain: nn.Module) -> None:
     model = build("residual").train()
     assert isinstance(model, Residual)

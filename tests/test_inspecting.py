@@ -83,6 +83,8 @@ def test_the_json_of_a_chain_is_exactly_this() -> None:
     most = 1 - parameters(Chain(3, 3)) / parameters(model)
     found = look("chain", upper_limit=0.5).to_dict()
     assert found.pop("most_ratio") == pytest.approx(most, abs=1e-12)
+    gone = 1 - sum(layer_macs(Chain(3, 3), (images("chain"),)).values()) / macs
+    assert found.pop("most_macs_ratio") == pytest.approx(gone, abs=1e-12)
     assert found == {
         "format": 1,
         "model": "Chain",
@@ -181,9 +183,11 @@ def test_the_table_names_every_group_and_the_ratio_printed_can_be_asked_for() ->
         assert row[-3:] == [str(g.width), str(g.least) if g.prunable else "-", f"{g.parameters:,}"]
         assert row[1:4] == ["and", "2", "more"] if "stem" in g.producers else row[1] != "and"
     assert "  head: its channels are the network's outputs: fc" in [line.rstrip() for line in lines]
-    said = float(lines[-1].split("--ratio ")[1].split()[0])
+    said = float(lines[-2].split("--ratio ")[1].split()[0])
     assert found.most_ratio - 0.001 < said <= found.most_ratio
-    assert lines[-1].endswith("at most, with --upper-limit 0.7 --round-to 1")
+    said = float(lines[-2].split("--macs-ratio ")[1].strip(", "))
+    assert found.most_macs_ratio - 0.001 < said <= found.most_macs_ratio
+    assert lines[-1].split() == ["with", "--upper-limit", "0.7", "--round-to", "1"]
 
 
 def test_the_model_is_left_as_it_was_and_the_input_must_be_known() -> None:

@@ -180,6 +180,29 @@ def test_real_networks(real: tuple[nn.Module, list[ChannelGroup]], ratio: float,
             assert width <= 8 or layer.out_channels % 8 == 0 or layer.out_channels == width, name
 
 
+@pytest.mark.parametrize("ratio", [0.2, 0.6])
+@pytest.mark.parametrize("cost", ["params", "macs"])
+def test_a_budget_of_macs(real: tuple[nn.Module, list[ChannelGroup]], ratio: float, cost: Any) -> None:
+    model, groups = real
+    chosen = plan(groups, scores(groups), Budget(macs=ratio, round_to=1, cost=cost))
+    pruned = prune_(copy.deepcopy(model), chosen)
+    before, after = (sum(layer_macs(m, (IMAGE,)).values()) for m in (model, pruned))
+    assert chosen.macs == (before, after)
+    assert ratio <= 1 - after / before <= ratio + 0.02
+    assert (chosen.asked, chosen.asked_of) == (ratio, "macs")
+    assert chosen.removed == pytest.approx(1 - parameters(pruned) / parameters(model))
+    assert PruningPlan.from_json(chosen.to_json()) == chosen
+
+
+def test_unreachable_macs_are_named_as_such() -> None:
+    groups = groups_of("chain")
+    with pytest.raises(MintError, match=r"^99\.0% of the MACs cannot go: the most is ") as raised:
+        plan(groups, scores(groups), Budget(macs=0.99, upper_limit=0.5, round_to=1))
+    most = float(str(raised.value).split("up to ")[1].split(",")[0])
+    before, after = plan(groups, scores(groups), Budget(macs=most, upper_limit=0.5, round_to=1)).macs
+    assert 1 - after / before >= most
+
+
 def test_widths_of_folded_channel_groups_are_multiples_too() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, groups=4), nn.ReLU())
     model.append(nn.Conv2d(64, 40, 1)).append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
@@ -321,6 +344,9 @@ def test_a_plan_deeper_than_json_reads_is_refused() -> None:
         ({"params": 0}, "ratio is 0;"),
         ({"params": 1}, "ratio is 1;"),
         ({"params": float("nan")}, "ratio is nan;"),
+        ({}, "A budget is a share of the parameters or of the MACs. Give one of the two."),
+        ({"params": 0.5, "macs": 0.5}, "Give one of the two"),
+        ({"macs": 1.5}, "ratio is 1.5;"),
         ({"params": 0.5, "upper_limit": 0}, "upper limit is 0;"),
         ({"params": 0.5, "upper_limit": 1.1}, "upper limit is 1.1;"),
         ({"params": 0.5, "round_to": 0}, "rounded to 0"),

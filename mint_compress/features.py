@@ -92,16 +92,16 @@ def unselectable(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
 
 def inputs_read(original: nn.Module, pruned: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
     """A line for each layer that leaves inputs out, and for one that is most of the network and does not."""
-    notes, all_of_it = [], "the parameters" if pruned is original else "the parameters left"
+    notes, total = [], parameters(pruned)
+    whole = "the parameters" if pruned is original else "the parameters left"
     for name, why in unselectable(original, groups).items():
         layer = pruned.get_submodule(name)
-        given, reads = in_channels(original.get_submodule(name)), in_channels(layer)
-        share = parameters(layer) / parameters(pruned)
+        given, own = in_channels(original.get_submodule(name)), parameters(layer)
         if isinstance(layer, Selecting):
-            line = f"{name} reads {reads:,} of {given:,} inputs, which a Gather selects in the export"
-            notes.append(line)
-        elif why is None and share > LARGE and given >= MANY:
-            holds = f"{name} holds {share:.0%} of {all_of_it} and reads all {given:,} inputs"
+            reads = f"{name} reads {in_channels(layer):,} of {given:,} inputs"
+            notes.append(f"{reads}, which a Gather selects in the export")
+        elif why is None and own > LARGE * total and given >= MANY:
+            holds = f"{name} holds {own / total:.0%} of {whole} and reads all {given:,} inputs"
             notes.append(f"{holds}; --prune-inputs {name} lets it drop some")
     return tuple(notes)
 

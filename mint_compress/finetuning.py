@@ -19,7 +19,7 @@ from torch.nn import functional
 from mint_compress.counting import Progress, evaluating, requiring_gradients
 from mint_compress.datasets import Source, batch_count, batches
 from mint_compress.devices import placed, resolve_device, seeded
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, first_line
 from mint_compress.evaluation import accuracy
 from mint_compress.files import replacing
 from mint_compress.inputs import Inputs, count, run, select, to
@@ -230,6 +230,10 @@ def distillation_loss(
     return (1 - weight) * loss + weight * temperature**2 * divergence
 
 
+UNTRAINABLE = "The network cannot be fine-tuned"
+INSTEAD = "Give epochs=0 (--epochs 0), or a forward pass with a backward one."
+
+
 class _Run:
     """One training: the parts that every step needs."""
 
@@ -344,7 +348,12 @@ class _Run:
             weight=settings.distill_weight,
         )
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        if not loss.requires_grad:
+            raise MintError(f"{UNTRAINABLE}: its outputs carry no gradient. {INSTEAD}")
+        try:
+            self.accelerator.backward(loss)
+        except NotImplementedError as error:
+            raise MintError(f"{UNTRAINABLE}: {first_line(error)}. {INSTEAD}") from error
         self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         return loss.detach()

@@ -259,6 +259,22 @@ def test_a_network_without_a_backward_pass_is_scored_and_it_is_said() -> None:
         model = Forwards()
     _, report = compress(model, arrays(), **QUICK)
     assert "without a backward pass, all outputs of these layers count alike: head" in report.notes
+    with pytest.raises(
+        MintError, match=r"^The network cannot be fine-tuned: .* Give epochs=0 \(--epochs 0\)"
+    ):
+        compress(model, arrays(), **{**QUICK, "epochs": 1})
+
+
+def test_a_network_whose_forward_pass_keeps_no_gradients_cannot_be_trained_and_it_is_said() -> None:
+    class Quiet(Chain):
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    _, report = compress(Quiet(16, 16), arrays(), **QUICK)
+    assert report.ratio["removed"] > 0.4
+    with pytest.raises(MintError, match="cannot be fine-tuned: its outputs carry no gradient"):
+        compress(Quiet(16, 16), arrays(), **{**QUICK, "epochs": 1})
 
 
 @pytest.mark.parametrize("prune_inputs", [(), ("*",)])

@@ -32,6 +32,18 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def first_owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Parameter]]]:
+    """Every submodule with its name and its own parameters; a shared one is the first one's alone."""
+    owned: set[int] = set()
+    for name, part in module.named_modules():
+        own: dict[str, nn.Parameter] = {}
+        for leaf, parameter in part.named_parameters(recurse=False):
+            if id(parameter) not in owned:
+                owned.add(id(parameter))
+                own[leaf] = parameter
+        yield name, part, own
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a layer is a convolution in which each output reads one input of its own."""
     return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.out_channels

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mint_compress.counting import first_owners
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.planning import LayerCut, PruningPlan
 from mint_compress.slicing import adapt_, cut_, slicer_of
@@ -81,15 +82,12 @@ def _channels(module: Any, cut: LayerCut) -> int:
 def _miscounted(model: nn.Module, plan: PruningPlan, when: int) -> str | None:
     """The first layer that does not count what the plan says, before (0) or after (1) the removal."""
     real: dict[str, int] = {}
-    owned: set[int] = set()
-    for layer, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in owned:
-                owned.add(id(parameter))
-                name = f"{layer}.{leaf}".lstrip(".")
-                # a bare parameter that is cut counts under its own name, not with its module
-                name = name if name in plan.layers else layer
-                real[name] = real.get(name, 0) + parameter.numel()
+    for layer, _, own in first_owners(model):
+        for leaf, parameter in own.items():
+            name = f"{layer}.{leaf}".lstrip(".")
+            # a bare parameter that is cut counts under its own name, not with its module
+            name = name if name in plan.layers else layer
+            real[name] = real.get(name, 0) + parameter.numel()
     said = {name: counts[when] for name, counts in plan.layers.items()}
     for name in sorted(real.keys() | said.keys()):
         if real.get(name) != said.get(name):

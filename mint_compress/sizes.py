@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mint_compress.channels import ChannelGroup, LayerShape, Network
-from mint_compress.counting import NORMS, WEIGHTED, is_depthwise, layer_macs
+from mint_compress.counting import NORMS, WEIGHTED, first_owners, is_depthwise, layer_macs
 from mint_compress.devices import device_of
 from mint_compress.patches import in_channels, out_channels
 from mint_compress.slicing import rows_beside, side_channels
@@ -21,10 +21,7 @@ def network_of(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[Chann
     macs = layer_macs(model, tuple(x.to(where) if isinstance(x, torch.Tensor) else x for x in inputs))
     bare = {m.layer: m for g in groups for m in g.members if m.kind == "parameter"}
     layers: dict[str, LayerShape] = {}
-    owned: set[int] = set()
-    for name, module in model.named_modules():
-        own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in owned}
-        owned.update(id(p) for p in own.values())
+    for name, module, own in first_owners(model):
         for key in [n for n in own if (f"{name}.{n}" if name else n) in bare]:
             full = f"{name}.{key}" if name else key
             size = own.pop(key)

@@ -18,6 +18,7 @@ from mint_compress.counting import (
     WEIGHTED,
     Progress,
     evaluating,
+    first_owners,
     hooked,
     layer_macs,
     parameters,
@@ -337,13 +338,7 @@ def _own_parameters(module: nn.Module) -> int:
 
 def _first_owned(model: nn.Module) -> dict[str, int]:
     """Parameters of every module; one that several share counts where it comes first, as in a plan."""
-    seen: set[int] = set()
-    counts = {}
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen.update(id(p) for p in own)
-        counts[name] = sum(p.numel() for p in own)
-    return counts
+    return {name: sum(p.numel() for p in own.values()) for name, _, own in first_owners(model)}
 
 
 def _described(module: nn.Module) -> int | None:

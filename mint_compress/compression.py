@@ -21,7 +21,7 @@ from mint_compress.copies import bare_copy, copied
 from mint_compress.counting import Progress, evaluating, layer_macs, parameters
 from mint_compress.data import Data, load_data, synthetic_images
 from mint_compress.devices import resolve_device
-from mint_compress.errors import MintError
+from mint_compress.errors import CheckFailed, MintError
 from mint_compress.evaluation import accuracy, chance_warning
 from mint_compress.exporting import find_exporter
 from mint_compress.features import inputs_read
@@ -364,6 +364,11 @@ def _counted(
     """What the report says about sizes, counted from the two networks themselves."""
     before, after = parameters(original), parameters(pruned)
     macs = [sum(layer_macs(m, example).values()) for m in (original, pruned)]
+    if plan.asked_of == "macs" and macs[1] != plan.macs[1]:
+        # of the parameters prune_ has made sure
+        raise CheckFailed(
+            f"The network does {macs[1]:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}."
+        )
     whole = {cut.group for cut in plan.groups if not cut.removed}
     spared = "kept whole: its channels score above the threshold"
     alone = [(g.name, g.reason or "") for g in found if not g.prunable]

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import Chain, Residual, build, images
 from torch import nn
 from toydata import CLASSES, arrays, task
 
-from mint_compress import MintError, PruningPlan, Report, compress, load
+from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
 from mint_compress.compensation import Repair
 from mint_compress.compression import _little_computed, _unrepaired
 from mint_compress.counting import parameters
 from mint_compress.evaluation import accuracy
 from mint_compress.finetuning import finetune
-from mint_compress.planning import LayerCut
+from mint_compress.groups import find_groups
+from mint_compress.planning import LayerCut, make_plan
 
 QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
 
@@ -85,6 +88,12 @@ def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
     assert 0.5 <= share < 0.6 and report.ratio["asked"] is None
     lines = {line[:12].strip(): line for line in str(report).splitlines()}
     assert "(asked 50.00 %) (" in lines["MACs"] and "asked" not in lines["Parameters"]
+    groups = find_groups(chain, torch.zeros(1, 3, 6, 6))
+    plan = make_plan(groups, {groups[0].name: np.arange(groups[0].width) < 8}, asked=0.3, asked_of="macs")
+    assert compress(chain, arrays(), plan=plan, epochs=0, device="cpu")[1].macs["after"] == plan.macs[1]
+    wrong = replace(plan, macs=(plan.macs[0], plan.macs[1] + 1))
+    with pytest.raises(CheckFailed, match=r"The network does [\d,]+ MACs; the plan, of MACs, predicted "):
+        compress(chain, arrays(), plan=wrong, epochs=0, device="cpu")
     for both in ({}, {"ratio": 0.5, "macs_ratio": 0.5}):
         with pytest.raises(MintError, match=r"No ratio given|Both ratio and macs-ratio are given"):
             compress(chain, arrays(), **settings, **both)

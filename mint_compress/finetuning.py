@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 WARMUP = 0.15
 # between looks at the loss: each one makes a GPU wait
 CHECK_EVERY = 25
+UNTRAINABLE = "The network cannot be fine-tuned"
+INSTEAD = "Give epochs=0 (--epochs 0), or a forward pass with a backward one."
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,6 @@ def distillation_loss(
     target = functional.log_softmax(taught.float() / temperature, 1)
     divergence = functional.kl_div(student, target, log_target=True, reduction="none").sum(1).mean()
     return (1 - weight) * loss + weight * temperature**2 * divergence
-
-
-UNTRAINABLE = "The network cannot be fine-tuned"
-INSTEAD = "Give epochs=0 (--epochs 0), or a forward pass with a backward one."
 
 
 class _Run:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mint_compress.channels import ChannelGroup, LayerShape, Network
 from mint_compress.errors import MintError
-from mint_compress.features import MANY
+from mint_compress.features import MANY, MOST_FEATURES
 from mint_compress.scoring import ChannelScores, block_of
 
 PLAN_FORMAT = 1
@@ -449,7 +449,8 @@ def _unreachable(
     limit = f"--upper-limit {budget.upper_limit:g}"
     blame = f"; in the way: {', '.join(largest)}" if largest else ""
     fed = {m.layer for g in groups for m in g.members if m.side == "in"}
-    reading = [name for name, layer in network.layers.items() if layer.inputs >= MANY and name not in fed]
+    fed |= {g.name for g in groups if not g.members}  # nor what is not reached
+    reading = [n for n, s in network.layers.items() if MANY <= s.inputs <= MOST_FEATURES and n not in fed]
     also = f"; --prune-inputs {reading[0]} lets inputs go as well" if len(reading) == 1 else ""
     what = "MACs" if of_macs else "parameters"
     return (

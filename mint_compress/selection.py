@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.errors import MintError
+from mint_compress.pickles import shown
 
 
 class Selecting:
@@ -112,11 +113,15 @@ def restore_selecting_(model: nn.Module, names: Sequence[str], tensors: Mapping[
     for name in names:
         layer = modules.get(name)
         if layer is None or not can_select(layer):
-            raise MintError(f"The file has a selecting layer {name[:100]!r}, which the architecture has not.")
+            raise MintError(
+                f"The file has a selecting layer {shown(name)!r}, which the architecture has not."
+            )
         given = len(make_selecting_(layer).selected)
         chosen = tensors.get(f"{name}.selected")
         if chosen is None or not _is_selection(chosen, given):
-            raise MintError(f"{name}.selected does not choose among the {given} channels of its layer.")
+            raise MintError(
+                f"{shown(name)}.selected does not choose among the {given} channels of its layer."
+            )
 
 
 def _is_selection(chosen: Tensor, given: int) -> bool:

@@ -20,8 +20,8 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 ORDER = [
     *("errors", "files", "options", "arguments", "inputs", "counting", "copies", "outputs", "devices", "zoo"),
     *(
-        "selection",
         "pickles",
+        "selection",
         "shapes",
         "unpickling",
         "checkpoints",

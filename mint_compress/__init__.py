@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.inspecting import Inspection, inspect_model
     from mint_compress.models import load, load_model
-    from mint_compress.planning import Budget, PruningPlan, plan
+    from mint_compress.planning import Budget, plan
+    from mint_compress.plans import PruningPlan
     from mint_compress.pruning import prune_
     from mint_compress.reporting import Report
     from mint_compress.scoring import ChannelScores, score
@@ -44,7 +45,7 @@ _HOMES = {
     "Inspection": "inspecting",
     "MintError": "errors",
     "MutualInformationImportance": "importance",
-    "PruningPlan": "planning",
+    "PruningPlan": "plans",
     "Receipt": "verification",
     "Report": "reporting",
     "accuracy": "evaluation",

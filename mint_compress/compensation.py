@@ -31,7 +31,7 @@ from mint_compress.patches import (
     taps,
     weight_matrix,
 )
-from mint_compress.planning import PruningPlan
+from mint_compress.plans import PruningPlan
 from mint_compress.ridge import RidgeFit
 from mint_compress.topology import Shortcut, Topology, trace
 

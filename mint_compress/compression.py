@@ -40,8 +40,9 @@ from mint_compress.inputs import (
 )
 from mint_compress.models import load_model
 from mint_compress.options import check_options, outputs
-from mint_compress.planning import Budget, PruningPlan
+from mint_compress.planning import Budget
 from mint_compress.planning import plan as make_plan
+from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.reporting import Report
 from mint_compress.scoring import score, uses_samples

@@ -20,7 +20,8 @@ from mint_compress.features import inputs_read
 from mint_compress.groups import find_groups
 from mint_compress.models import load_model
 from mint_compress.options import check_inspection
-from mint_compress.planning import PruningPlan, most_removed
+from mint_compress.planning import most_removed
+from mint_compress.plans import PruningPlan
 from mint_compress.reporting import LeftAlone, as_text, left_alone_lines
 
 if TYPE_CHECKING:

@@ -1,15 +1,14 @@
 """Scores and a budget make a plan: which positions stay, and what each layer will then count.
 
-Nothing here touches a network; the plan is data, and a JSON file.
+Nothing here touches a network.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 from mint_compress.channels import ChannelGroup, LayerShape, Network
 from mint_compress.errors import MintError
 from mint_compress.features import MANY, MOST_FEATURES
+from mint_compress.plans import Counted, GroupCut, LayerCut, PruningPlan
 from mint_compress.scoring import ChannelScores, block_of
 
-PLAN_FORMAT = 1
 Cost = Literal["params", "macs", "both"]
-Counted = Literal["params", "macs"]
 Mask = NDArray[np.bool_]
 
 
@@ -75,118 +73,6 @@ class Budget:
         share = self.params if self.macs is None else self.macs
         assert share is not None
         return share
-
-
-@dataclass(frozen=True)
-class GroupCut:
-    """The positions of one group that stay and that go, ascending."""
-
-    group: str
-    kept: tuple[int, ...]
-    removed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class LayerCut:
-    """The channels that go from one side of one layer, ascending."""
-
-    layer: str
-    kind: str
-    side: str
-    dim: int
-    total: int
-    removed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PruningPlan:
-    """Which positions go, what that means for every layer, and what will be left.
-
-    Attributes
-    ----------
-    asked, asked_of
-        Share that was asked for, of the ``params`` or of the ``macs``.
-    removed
-        Share of the parameters that will go.
-    parameters, macs
-        (before, after) of the whole network; MACs of one sample.
-    layers
-        Layer -> (parameters before, after), for every layer that has any.
-    """
-
-    asked: float
-    removed: float
-    parameters: tuple[int, int]
-    macs: tuple[int, int]
-    groups: tuple[GroupCut, ...] = field(repr=False)
-    cuts: tuple[LayerCut, ...] = field(repr=False)
-    layers: Mapping[str, tuple[int, int]] = field(repr=False)
-    asked_of: Counted = "params"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, with the format's version."""
-        return {"format": PLAN_FORMAT, **asdict(self)}
-
-    @staticmethod
-    def from_dict(data: Any) -> PruningPlan:
-        """Read what :meth:`to_dict` gave.
-
-        Raises
-        ------
-        MintError
-            When it is not a plan, or one of a newer version.
-        """
-        if not isinstance(data, dict) or "cuts" not in data:
-            raise MintError("This is not a pruning plan. Write one with --dry-run.")
-        if data.get("format") != PLAN_FORMAT:
-            raise MintError(
-                f"The plan has format {data.get('format')!r}; this version reads {PLAN_FORMAT}. "
-                "Update mint-compress, or write the plan again with --dry-run."
-            )
-        try:
-            groups = tuple(
-                GroupCut(str(g["group"]), _ints(g["kept"]), _ints(g["removed"])) for g in data["groups"]
-            )
-            cuts = tuple(
-                LayerCut(
-                    str(c["layer"]),
-                    str(c["kind"]),
-                    str(c["side"]),
-                    int(c["dim"]),
-                    int(c["total"]),
-                    _ints(c["removed"]),
-                )
-                for c in data["cuts"]
-            )
-            before, after = _ints(data["parameters"])
-            macs_before, macs_after = _ints(data["macs"])
-            layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
-            asked, removed = float(data["asked"]), float(data["removed"])
-            asked_of: Counted = "macs" if data.get("asked_of") == "macs" else "params"
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise MintError(
-                f"The pruning plan is damaged ({error}). Write it again with --dry-run."
-            ) from None
-        return PruningPlan(
-            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_of
-        )
-
-    def to_json(self) -> str:
-        """The plan as a JSON document."""
-        return json.dumps(self.to_dict())
-
-    @staticmethod
-    def from_json(text: str) -> PruningPlan:
-        """Read what :meth:`to_json` gave."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            raise MintError("This is not a pruning plan (not JSON). Write one with --dry-run.") from None
-        return PruningPlan.from_dict(data)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
 
 
 def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) -> PruningPlan:

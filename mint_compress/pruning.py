@@ -8,7 +8,7 @@ from torch import nn
 
 from mint_compress.counting import first_owners
 from mint_compress.errors import CheckFailed, MintError
-from mint_compress.planning import LayerCut, PruningPlan
+from mint_compress.plans import LayerCut, PruningPlan
 from mint_compress.slicing import adapt_, cut_, slicer_of
 
 REMEDY = "The plan was made for another network; write a new one with --dry-run."

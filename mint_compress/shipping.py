@@ -21,7 +21,7 @@ from mint_compress.exporting import arrays, export, find_exporter
 from mint_compress.files import sha256_of
 from mint_compress.inputs import Inputs, count, select
 from mint_compress.options import Outputs, outputs
-from mint_compress.planning import PruningPlan
+from mint_compress.plans import PruningPlan
 from mint_compress.reporting import Report
 from mint_compress.verification import verify
 

@@ -45,7 +45,7 @@ ORDER = [
         "features",
         "groups",
     ),
-    *("sensitivity", "calibration", "estimators", "scoring", "planning"),
+    *("sensitivity", "calibration", "estimators", "scoring", "plans", "planning"),
     *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "layouts", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
     *("shipping", "importance", "compression", "sweeping", "cli"),

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from mint_compress.compensation import compensate_
 from mint_compress.counting import parameters
 from mint_compress.groups import find_groups
-from mint_compress.planning import PruningPlan, make_plan
+from mint_compress.planning import make_plan
+from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.topology import trace
 

@@ -23,7 +23,8 @@ from mint_compress.counting import parameters
 from mint_compress.evaluation import accuracy
 from mint_compress.finetuning import finetune
 from mint_compress.groups import find_groups
-from mint_compress.planning import LayerCut, make_plan
+from mint_compress.planning import make_plan
+from mint_compress.plans import LayerCut
 
 QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
 

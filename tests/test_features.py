@@ -20,8 +20,9 @@ from mint_compress.features import inputs_read, unselectable
 from mint_compress.groups import find_groups
 from mint_compress.inspecting import inspect_model
 from mint_compress.models import load
-from mint_compress.planning import Budget, PruningPlan, make_plan
+from mint_compress.planning import Budget, make_plan
 from mint_compress.planning import plan as choose
+from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.scoring import score
 from mint_compress.selection import Selecting

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from mint_compress.checkpoints import HEADER_KEY, read_checkpoint
 from mint_compress.errors import MintError
 from mint_compress.models import load, load_model
-from mint_compress.planning import PruningPlan
+from mint_compress.plans import PruningPlan
 
 SECONDS = float(os.environ.get("MINT_FUZZ_SECONDS", "7"))
 a_round = settings(

@@ -19,7 +19,8 @@ from mint_compress.channels import ChannelGroup
 from mint_compress.counting import CONVOLUTIONS, layer_macs, parameters
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
-from mint_compress.planning import Budget, PruningPlan, make_plan, plan
+from mint_compress.planning import Budget, make_plan, plan
+from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.scoring import ChannelScores, block_of
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from mint_compress.counting import parameters
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.groups import find_groups
-from mint_compress.planning import LayerCut, PruningPlan, make_plan
+from mint_compress.planning import make_plan
+from mint_compress.plans import LayerCut, PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.zoo import BUILDERS
 

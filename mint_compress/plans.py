@@ -1,0 +1,125 @@
+"""What a pruning plan is: data, and a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mint_compress.errors import MintError
+
+PLAN_FORMAT = 1
+Counted = Literal["params", "macs"]
+
+
+@dataclass(frozen=True)
+class GroupCut:
+    """The positions of one group that stay and that go, ascending."""
+
+    group: str
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """The channels that go from one side of one layer, ascending."""
+
+    layer: str
+    kind: str
+    side: str
+    dim: int
+    total: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which positions go, what that means for every layer, and what will be left.
+
+    Attributes
+    ----------
+    asked, asked_of
+        Share that was asked for, of the ``params`` or of the ``macs``.
+    removed
+        Share of the parameters that will go.
+    parameters, macs
+        (before, after) of the whole network; MACs of one sample.
+    layers
+        Layer -> (parameters before, after), for every layer that has any.
+    """
+
+    asked: float
+    removed: float
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    groups: tuple[GroupCut, ...] = field(repr=False)
+    cuts: tuple[LayerCut, ...] = field(repr=False)
+    layers: Mapping[str, tuple[int, int]] = field(repr=False)
+    asked_of: Counted = "params"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the format's version."""
+        return {"format": PLAN_FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_dict(data: Any) -> PruningPlan:
+        """Read what :meth:`to_dict` gave.
+
+        Raises
+        ------
+        MintError
+            When it is not a plan, or one of a newer version.
+        """
+        if not isinstance(data, dict) or "cuts" not in data:
+            raise MintError("This is not a pruning plan. Write one with --dry-run.")
+        if data.get("format") != PLAN_FORMAT:
+            raise MintError(
+                f"The plan has format {data.get('format')!r}; this version reads {PLAN_FORMAT}. "
+                "Update mint-compress, or write the plan again with --dry-run."
+            )
+        try:
+            groups = tuple(
+                GroupCut(str(g["group"]), _ints(g["kept"]), _ints(g["removed"])) for g in data["groups"]
+            )
+            cuts = tuple(
+                LayerCut(
+                    str(c["layer"]),
+                    str(c["kind"]),
+                    str(c["side"]),
+                    int(c["dim"]),
+                    int(c["total"]),
+                    _ints(c["removed"]),
+                )
+                for c in data["cuts"]
+            )
+            before, after = _ints(data["parameters"])
+            macs_before, macs_after = _ints(data["macs"])
+            layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
+            asked, removed = float(data["asked"]), float(data["removed"])
+            asked_of: Counted = "macs" if data.get("asked_of") == "macs" else "params"
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise MintError(
+                f"The pruning plan is damaged ({error}). Write it again with --dry-run."
+            ) from None
+        return PruningPlan(
+            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_of
+        )
+
+    def to_json(self) -> str:
+        """The plan as a JSON document."""
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Read what :meth:`to_json` gave."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise MintError("This is not a pruning plan (not JSON). Write one with --dry-run.") from None
+        return PruningPlan.from_dict(data)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from mint_compress.cli import main
+
+# a test run that a shell has put into the background ignores Ctrl-C, and hands that on to its children
+LISTENS: dict[str, Any] = (
+    {"preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+)
+"""For ``subprocess.Popen``: the process can be interrupted, however the tests were started."""
 
 
 def invoke(line: str) -> Result:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from commands import LISTENS
 
 import mint_compress
 from mint_compress.cli import main
@@ -372,7 +373,8 @@ main()
 
 def test_ctrl_c_ends_with_130_one_line_and_no_file(folder: Path) -> None:
     command = [sys.executable, "-c", SLOW, "model.pt", "--ratio", "0.5", "-o", "out.onnx"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes, **LISTENS) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "load PyTorch ...\n"
         assert process.stderr.readline() == "Scoring ...\n"
@@ -388,7 +390,8 @@ def test_on_a_terminal_bars_are_drawn_and_cleared(folder: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
     command = [sys.executable, "-c", SLOW, "model.pt", "--ratio", "0.5", "-o", "out.onnx"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": theirs}
+    with subprocess.Popen(command, env=environment, **streams, **LISTENS) as process:
         os.close(theirs)
         drawn = _read_terminal(ours, until=b"5/600")
         process.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from commands import good, refused
+from commands import LISTENS, good, refused
 from torch import nn
 
 import mint_compress
@@ -333,7 +333,7 @@ def test_ctrl_c_leaves_no_file(models: Path, tmp_path: Path, stage: str) -> None
     options = f"{models}/resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16 --epochs 0"
     command = [*COMMAND, *options.split(), "--calibration-images", "32", "--round-to", "1"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **LISTENS
     ) as p:
         assert p.stderr is not None
         for line in p.stderr:

@@ -162,6 +162,8 @@ def forget(model: nn.Module, seed: int) -> None:
 def circumstances(device: torch.device) -> dict[str, Any]:
     threads = torch.get_num_threads()
     cpu = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        cpu += ", bf16"
     return {
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,

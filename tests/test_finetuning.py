@@ -203,6 +203,20 @@ def test_channels_come_last_unless_a_forward_pass_fails_so(of: str) -> None:
     assert all(p.is_contiguous() for p in model.parameters())
 
 
+@pytest.mark.parametrize("asked", [None, "no", "bf16", "fp16"])
+def test_a_cpu_computes_in_bf16_only_when_asked(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if asked:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    model = network()
+    seen: set[torch.dtype] = set()
+    model[0].register_forward_hook(lambda layer, given, out: seen.add(out.dtype) if layer.training else None)
+    finetune(model, blobs(100), epochs=3, batch_size=20, device="cpu")
+    assert seen == {torch.bfloat16 if asked == "bf16" else torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert accuracy(model, blobs(100), device="cpu") > 0.9
+
+
 def test_volumes_are_trained_on_as_they_are() -> None:
     model = nn.Sequential(
         nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 4, (1, 3, 3)), nn.Flatten(), nn.LazyLinear(10)

@@ -19,6 +19,7 @@ EXPERIMENT = Experiment(
     seeds=3,
     base=Training(epochs=160, lr=0.2),
     finetuning=Training(epochs=120, lr=0.05, distill_weight=0.9),
+    equal_macs=True,
     shift=4,
     flip=True,
     published=(

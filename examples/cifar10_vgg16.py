@@ -21,6 +21,7 @@ EXPERIMENT = Experiment(
     finetuning=Training(epochs=60, lr=0.1, batch_size=256, distill_weight=0.9),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
+    equal_macs=True,
     shift=4,
     flip=True,
     published=(

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from bases import MAIN, Bench, console
 from controls import CRITERIA, OURS, Scores, allocate
@@ -26,6 +27,9 @@ from torch import Tensor, nn
 import mint_compress as mc
 
 ALLOCATIONS = ("uniform", "global")
+EQUAL_MACS = "global, MACs of uniform"
+SAME_BASE = 0.002
+"""Two machines may disagree about a few test images."""
 
 
 class Results:
@@ -40,6 +44,15 @@ class Results:
 
     def has(self, **key: Any) -> bool:
         return any(all(row.get(k) == v for k, v in key.items()) for row in self.content["rows"])
+
+    def check_base(self, seed: int, original: float) -> None:
+        """Refuse to put rows of two base networks into one table."""
+        for row in self.content["rows"]:
+            if row["seed"] == seed and abs(row["accuracy"]["original"] - original) > SAME_BASE:
+                raise click.ClickException(
+                    f"{self.path} has rows of a base with {row['accuracy']['original']:.2%}; this one has "
+                    f"{original:.2%}. Give another file with --results."
+                )
 
     def add(self, **row: Any) -> None:
         self.content["rows"].append(row)
@@ -69,16 +82,19 @@ class Case:
 def cases(experiment: Experiment, seeds: int, epochs: int, only: tuple[str, ...]) -> list[Case]:
     """Untrained: every criterion with both allocations. Trained: one each, and what controls need."""
     found = []
+    ours = ("global", EQUAL_MACS) if experiment.equal_macs else ("global",)
     for seed in range(seeds):
         for ratio in experiment.ratios:
             for criterion in CRITERIA:
                 for allocation in ALLOCATIONS:
                     if allocation == "uniform" or criterion != "random":
                         found.append(Case(ratio, seed, criterion, allocation, True, 0))
+            if experiment.equal_macs:
+                found.append(Case(ratio, seed, OURS, EQUAL_MACS, True, 0))
             if not epochs:
                 continue
             found += [Case(ratio, seed, criterion, "uniform", True, epochs) for criterion in CRITERIA]
-            found += [Case(ratio, seed, OURS, "global", True, epochs)]
+            found += [Case(ratio, seed, OURS, allocation, True, epochs) for allocation in ours]
             found += [Case(ratio, seed, c, "uniform", False, epochs) for c in (OURS, "L2 magnitude")]
             found += [Case(ratio, seed, "the shape from scratch", "uniform", False, epochs)]
     return [case for case in found if not only or case.criterion in only]
@@ -114,10 +130,14 @@ class Prepared:
         scores = self.scored(criterion)
         network = self.groups[0].network
         left = int((1 - case.ratio) * network.parameters)
-        if criterion == OURS and case.allocation == "global":
+        if criterion == OURS and case.allocation != "uniform":
             nats = {name: torch.from_numpy(own) for name, own in scores.items()}
             given = mc.ChannelScores(nats, "gaussian", len(self.calibration), self.seed)
-            return mc.plan(self.groups, given, mc.Budget(case.ratio, round_to=1))
+            macs = None
+            if case.allocation == EQUAL_MACS:
+                before, after = allocate(self.groups, scores, "uniform", left, ratio=case.ratio).macs
+                macs = 1 - after / before
+            return mc.plan(self.groups, given, mc.Budget(case.ratio, macs=macs, round_to=1))
         return allocate(self.groups, scores, case.allocation, left, ratio=case.ratio)
 
 
@@ -179,6 +199,7 @@ def compress(bench: Bench, results: Results, todo: list[Case]) -> None:
     for done, case in enumerate(missing, start=1):
         if prepared is None or prepared.seed != case.seed:
             prepared = Prepared(bench, case.seed)
+            results.check_base(case.seed, prepared.original)
         if case.criterion == "BatchNorm scale" and not has_norms(prepared.model):
             continue
         row = run(prepared, case)

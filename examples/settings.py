@@ -26,6 +26,9 @@ class Experiment:
         Name of the torchvision set that is downloaded when no ``--data`` is given.
     prune_inputs
         Layers that may drop input features as well.
+    equal_macs
+        Whether one threshold is tried with the MACs of the uniform plan as well: in a convolutional network
+        plans of the same size differ widely in them.
     bases
         Name of the experiment whose base networks are taken; its own if empty.
     shift, flip
@@ -45,6 +48,7 @@ class Experiment:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     prune_inputs: tuple[str, ...] = ()
+    equal_macs: bool = False
     bases: str = ""
     shift: int = 0
     flip: bool = False

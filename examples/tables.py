@@ -14,14 +14,16 @@ INTRODUCTION = """\
 
 Made by `python examples/NAME.py table` from the files in `examples/results/`, one row a run, each with its
 date, machine and versions. Channels are removed physically, and "removed" is the share of *all* parameters of
-the network that went. Accuracies are of the whole test split, in percent, mean ± standard deviation over the
-seeds; the network of the last epoch counts, and nothing was chosen on the test split.
+the network that went; "MACs" is the share of the multiply-accumulate operations that went with them: a plan
+that leaves more of those has it easier. Accuracies are of the whole test split, in percent, mean ± standard
+deviation over the seeds; the network of the last epoch counts, and nothing was chosen on the test split.
 
 "uniform" takes the same share of every layer, so that all criteria have exactly the same shape and count.
 "global" puts one threshold over all layers: nats per cost for "gaussian, backward", which is what the command
-does, and each layer's scores over their mean for the others. Every criterion gets the same images, the same
-repair and the same training. The columns: right after removal, after the repair without any training, and
-after fine-tuning where it was run.
+does, and each layer's scores over their mean for the others. "global, MACs of uniform" is that threshold with
+a `--macs-ratio` that asks for as many MACs to go as with uniform widths. Every criterion gets the same
+images, the same repair and the same training. The columns: right after removal, after the repair without any
+training, and after fine-tuning where it was run.
 """
 
 Row = dict[str, Any]
@@ -72,15 +74,16 @@ def table(rows: Sequence[Row]) -> list[str]:
     last = "finetuned" if any("finetuned" in row["accuracy"] for row in rows) else "repaired"
     order = sorted(grouped, key=lambda key: -statistics.mean(values(grouped[key], last) or [0.0]))
     lines = [
-        "| criterion | allocation | repair | removed | nothing done | repaired | fine-tuned | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| criterion | allocation | repair | removed | MACs | nothing done | repaired | fine-tuned | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for criterion, allocation, repair in order:
         some = grouped[criterion, allocation, repair]
         removed = statistics.mean(row["removed"] for row in some)
+        macs = statistics.mean(1 - row["macs"][1] / row["macs"][0] for row in some)
         stages = [summary(values(some, stage)) for stage in ("pruned", "repaired", "finetuned")]
         lines.append(
-            f"| {criterion} | {allocation} | {'yes' if repair else 'no'} | {removed:.2%} | "
+            f"| {criterion} | {allocation} | {'yes' if repair else 'no'} | {removed:.2%} | {macs:.1%} | "
             f"{' | '.join(stages)} | {len(some)} |"
         )
     return lines

@@ -96,7 +96,7 @@ BOUNDS = (
 COST = Row("--cost", "|".join(COSTS), str, "both", "What a channel's information is weighed against.")
 PRUNING = (
     Row("--ratio", "R", float, None, "Share of the file's parameters that goes, from 0 to 1."),
-    Row("--macs-ratio", "R", float, None, "Instead: share of the MACs that goes."),
+    Row("--macs-ratio", "R", float, None, "Instead or as well: share of the MACs that goes."),
     *BOUNDS,
     Row("--groups", "G", int, 0, "Blocks of channels that go as a whole; 0: channels go one by one."),
     COST,

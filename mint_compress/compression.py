@@ -117,7 +117,8 @@ def compress(
     ratio
         Share of the parameters that goes, 0 < ratio < 1. Not needed with a ``plan``.
     macs_ratio
-        Share of the multiply-accumulate operations that goes, in the place of ``ratio``.
+        Share of the multiply-accumulate operations that goes, in the place of ``ratio`` or beside it: then
+        at least both shares go.
     output
         Where to export to, for example ``small.onnx``; beside it a .safetensors and a .json are
         written. None: nothing is written, exported or timed.
@@ -235,11 +236,11 @@ def compress(
 def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
     """A line where the network gets smaller and hardly faster, as long as something can be done about it."""
     parameters, macs = (1 - after / before for before, after in (plan.parameters, plan.macs))
-    if cost == "macs" or macs > parameters / 4:
+    if cost == "macs" or plan.asked_macs is not None or macs > parameters / 4:
         return ()
     return (
         f"{parameters:.0%} of the parameters go, but {macs:.1%} of the MACs: they are where little is "
-        "computed. --cost macs goes where more is",
+        "computed. --macs-ratio asks for a share of those as well",
     )
 
 
@@ -365,7 +366,7 @@ def _counted(
     """What the report says about sizes, counted from the two networks themselves."""
     before, after = parameters(original), parameters(pruned)
     macs = [sum(layer_macs(m, example).values()) for m in (original, pruned)]
-    if plan.asked_of == "macs" and macs[1] != plan.macs[1]:
+    if plan.asked_macs is not None and macs[1] != plan.macs[1]:
         # of the parameters prune_ has made sure
         raise CheckFailed(
             f"The network does {macs[1]:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}."
@@ -375,10 +376,7 @@ def _counted(
     alone = [(g.name, g.reason or "") for g in found if not g.prunable]
     alone += [(g.name, spared) for g in found if g.prunable and g.name in whole]
     return {
-        "ratio": {
-            "asked": plan.asked if plan.asked_of == "params" else None,
-            "removed": 1 - after / before,
-        },
+        "ratio": {"asked": plan.asked, "removed": 1 - after / before},
         "parameters": {"before": before, "after": after},
         "macs": {"before": macs[0], "after": macs[1]},
         "macs_ratio": macs[0] / macs[1] if macs[1] else None,

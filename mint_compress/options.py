@@ -84,8 +84,6 @@ def check_options(
     _check_model(model)
     if ratio is None and macs_ratio is None and plan is None:
         raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
-    if ratio is not None and macs_ratio is not None:
-        raise MintError("Both ratio and macs-ratio are given. One of them decides; leave the other out.")
     _check_share("ratio", ratio, "Give the share of the parameters that goes, for example 0.75.")
     _check_share("macs-ratio", macs_ratio, "Give the share of the MACs that goes, for example 0.5.")
     _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")

@@ -17,11 +17,16 @@ from numpy.typing import NDArray
 from mint_compress.channels import ChannelGroup, LayerShape, Network
 from mint_compress.errors import MintError
 from mint_compress.features import MANY, MOST_FEATURES
-from mint_compress.plans import Counted, GroupCut, LayerCut, PruningPlan
+from mint_compress.plans import GroupCut, LayerCut, PruningPlan
 from mint_compress.scoring import ChannelScores, block_of
 
 Cost = Literal["params", "macs", "both"]
+MACS_WEIGHT = {"params": 0.0, "both": 0.5, "macs": 1.0}
+"""Cost -> weight of a position's share of the MACs in its price, beside that of the parameters."""
+HALVINGS = 16
 Mask = NDArray[np.bool_]
+Goals = tuple[int, int]
+"""How many parameters and MACs have to go at least."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,15 @@ class Budget:
     Attributes
     ----------
     params, macs
-        Share of all parameters, or of all MACs, that goes, above 0 and below 1: one of the two.
+        Share of all parameters, and of all MACs, that goes at least, above 0 and below 1: one or both.
     upper_limit
         Largest share of one channel group's positions that may go.
     round_to
         Widths kept are multiples of this where the layer is wider.
     cost
         What a position's score is divided by before all are compared: the share of the network's
-        parameters, of its MACs, or the mean of both, that goes with it.
+        parameters, of its MACs, or the mean of both, that goes with it. Where a plan that reaches
+        ``params`` would not reach ``macs``, MACs weigh more, as much as it takes.
     blocks
         Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
     """
@@ -51,28 +57,18 @@ class Budget:
     macs: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.params is None) == (self.macs is None):
-            raise MintError("A budget is a share of the parameters or of the MACs. Give one of the two.")
-        if not 0 < self.share < 1:
-            raise MintError(f"The ratio is {self.share}; it must lie between 0 and 1, e.g. 0.75.")
+        shares = [share for share in (self.params, self.macs) if share is not None]
+        if not shares:
+            raise MintError("A budget is a share of the parameters, of the MACs, or both. Give one.")
+        for share in shares:
+            if not 0 < share < 1:
+                raise MintError(f"The ratio is {share}; it must lie between 0 and 1, e.g. 0.75.")
         if not 0 < self.upper_limit <= 1:
             raise MintError(f"The upper limit is {self.upper_limit}; it must be above 0 and at most 1.")
         if self.round_to < 1:
             raise MintError(f"Widths cannot be rounded to {self.round_to}; give 1 or more.")
         if self.cost not in ("params", "macs", "both"):
             raise MintError(f"Unknown cost {self.cost!r}. Choose from: params, macs, both.")
-
-    @property
-    def of(self) -> Counted:
-        """What the share is a share of."""
-        return "params" if self.macs is None else "macs"
-
-    @property
-    def share(self) -> float:
-        """The share that goes."""
-        share = self.params if self.macs is None else self.macs
-        assert share is not None
-        return share
 
 
 def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) -> PruningPlan:
@@ -85,17 +81,17 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
     scores
         One score per position of every prunable group.
     budget
-        The share of parameters to remove, and the bounds to keep.
+        The shares to remove, and the bounds to keep.
 
     Returns
     -------
     PruningPlan
-        The plan that removes fewest positions while at least the share asked goes.
+        The plan that removes fewest positions while at least the shares asked go.
 
     Raises
     ------
     MintError
-        When the share cannot be reached: the message says the most that can go, and which groups
+        When a share cannot be reached: the message says the most that can go, and which groups
         stand in the way.
     """
     candidates = [_Candidate.of(g, scores, budget) for g in groups if g.prunable]
@@ -103,39 +99,27 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         reasons = sorted({g.reason or "" for g in groups})
         raise MintError(f"No channel of this network can be removed: {'; '.join(reasons)[:300]}.")
     network = groups[0].network
-    order = sorted(
-        (density, index, place)
-        for index, candidate in enumerate(candidates)
-        for place, density in enumerate(candidate.densities)
-    )
-    which = 0 if budget.of == "params" else 1
-    whole = (network.parameters, network.macs)[which]
-    if not whole:
+    if budget.macs is not None and not network.macs:
         raise MintError("This network has no convolution or linear layer to count MACs of. Give --ratio.")
-    goal = math.ceil(budget.share * whole - 1e-9)
-
-    def removed_by(count: int) -> tuple[list[Mask], int]:
-        taken = [0] * len(candidates)
-        for _, index, _ in order[:count]:
-            taken[index] += 1
-        masks = [c.mask(t) for c, t in zip(candidates, taken, strict=True)]
-        return masks, whole - _counts(network, candidates, masks)[which]
-
-    low, high = 0, len(order)
-    if (most := removed_by(high)[1]) < goal:
-        raise MintError(_unreachable(budget, most / whole, network, groups, candidates))
-    while low < high:
-        middle = (low + high) // 2
-        if removed_by(middle)[1] >= goal:
-            high = middle
-        else:
-            low = middle + 1
+    goals = _goal(budget.params, network.parameters), _goal(budget.macs, network.macs)
+    search = _Search(network, candidates)
+    most = search.gone(search.masks_of(search.order(0.0)))
+    if budget.params is not None and most[0] < goals[0]:
+        share = most[0] / network.parameters
+        raise MintError(_unreachable(budget.params, "parameters", share, budget, groups, candidates))
+    if budget.macs is not None and most[1] < goals[1]:
+        raise MintError(_unreachable(budget.macs, "MACs", most[1] / network.macs, budget, groups, candidates))
+    masks = search.masks(goals, MACS_WEIGHT[budget.cost])
     return make_plan(
         groups,
-        {c.group.name: m for c, m in zip(candidates, removed_by(low)[0], strict=True)},
-        asked=budget.share,
-        asked_of=budget.of,
+        {c.group.name: m for c, m in zip(candidates, masks, strict=True)},
+        asked=budget.params,
+        asked_macs=budget.macs,
     )
+
+
+def _goal(share: float | None, whole: int) -> int:
+    return 0 if share is None else math.ceil(share * whole - 1e-9)
 
 
 def most_removed(
@@ -156,16 +140,17 @@ def most_removed(
     scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)
     candidates = [_Candidate.of(g, scores, budget) for g in prunable]
     masks = {c.group.name: c.mask(len(c.steps)) for c in candidates}
-    return make_plan(groups, masks, asked=budget.share) if masks else None
+    return make_plan(groups, masks, asked=None) if masks else None
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """One prunable group's removal steps: in which order its blocks go, at what price each."""
+    """One prunable group's removal steps: in which order its blocks go, and what a position is worth."""
 
     group: ChannelGroup
     steps: tuple[NDArray[np.int64], ...]
-    densities: tuple[float, ...]
+    values: tuple[float, ...]
+    shares: tuple[float, float]
     quantum: int
 
     @staticmethod
@@ -183,16 +168,22 @@ class _Candidate:
         quantum = 1 if budget.blocks else _quantum(group, budget.round_to)
         least = group.width - math.floor(budget.upper_limit * group.width + 1e-9)
         least = max(1, _round_up(least, quantum, group.width))
-        price = _price(group, budget.cost)
-        kept, allowed, densities = group.width, [], []
+        kept, allowed, worth = group.width, [], []
         for step, value in zip(steps, values[first][ranked], strict=True):
             kept -= len(step)
             if kept < least:
                 break
             allowed.append(step)
-            densities.append(float(value) / (price * len(step)))
+            worth.append(float(value) / len(step))
         # prices are equal within a group, so the order of removal must not be undone by block sizes
-        return _Candidate(group, tuple(allowed), tuple(np.maximum.accumulate(densities)), quantum)
+        worth = np.maximum.accumulate(worth).tolist()
+        return _Candidate(group, tuple(allowed), tuple(worth), _shares(group), quantum)
+
+    def densities(self, macs_weight: float) -> list[float]:
+        """Nats per cost of each step's positions."""
+        parameters, macs = self.shares
+        price = max((1 - macs_weight) * parameters + macs_weight * macs, 1e-12)
+        return [value / price for value in self.values]
 
     def mask(self, taken: int) -> Mask:
         """Positions that go when the first ``taken`` steps do, after rounding the width kept up."""
@@ -220,8 +211,8 @@ def _quantum(group: ChannelGroup, round_to: int) -> int:
     return round_to // math.gcd(round_to, fold)
 
 
-def _price(group: ChannelGroup, cost: Cost) -> float:
-    """Share of the network that goes with one position, by the cost that counts."""
+def _shares(group: ChannelGroup) -> tuple[float, float]:
+    """Shares of the network's parameters and of its MACs that go with one position."""
     network = group.network
     cut = _removed_channels([group], [np.ones(group.width, dtype=np.bool_)])
     parameters = macs = 0.0
@@ -231,12 +222,68 @@ def _price(group: ChannelGroup, cost: Cost) -> float:
             if gone and total:
                 parameters += layer.parameters * gone / total / group.width
                 macs += layer.macs * gone / total / group.width
-    shares = {
-        "params": parameters / network.parameters,
-        "macs": macs / max(network.macs, 1),
-    }
-    shares["both"] = (shares["params"] + shares["macs"]) / 2
-    return max(shares[cost], 1e-12)
+    return parameters / network.parameters, macs / max(network.macs, 1)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The shortest removal that reaches what was asked, by one threshold over all groups."""
+
+    network: Network
+    candidates: Sequence[_Candidate]
+
+    def order(self, macs_weight: float) -> list[int]:
+        """The group of every step, in the order in which steps go."""
+        steps = sorted(
+            (density, index, place)
+            for index, candidate in enumerate(self.candidates)
+            for place, density in enumerate(candidate.densities(macs_weight))
+        )
+        return [index for _, index, _ in steps]
+
+    def masks_of(self, steps: Sequence[int]) -> list[Mask]:
+        """What goes, by group, after these steps."""
+        taken = np.bincount(np.asarray(steps, dtype=np.int64), minlength=len(self.candidates))
+        return [c.mask(int(t)) for c, t in zip(self.candidates, taken, strict=True)]
+
+    def gone(self, masks: Sequence[Mask]) -> tuple[int, int]:
+        """Parameters and MACs that go."""
+        parameters, macs = _counts(self.network, self.candidates, masks)
+        return self.network.parameters - parameters, self.network.macs - macs
+
+    def shortest(self, macs_weight: float, goals: Goals) -> list[Mask]:
+        """The fewest steps that reach the goals at this price; all of them must be enough."""
+        order = self.order(macs_weight)
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            if self.reached(self.masks_of(order[:middle]), goals):
+                high = middle
+            else:
+                low = middle + 1
+        return self.masks_of(order[:low])
+
+    def reached(self, masks: Sequence[Mask], goals: Goals) -> bool:
+        return all(gone >= goal for gone, goal in zip(self.gone(masks), goals, strict=True))
+
+    def masks(self, goals: Goals, macs_weight: float) -> list[Mask]:
+        """The shortest removal at the price given, or where MACs weigh more, if that spares parameters.
+
+        When the removal that reaches the parameters does too little for the MACs, going on until it does
+        would take more parameters than asked. Instead MACs weigh as much as it takes, and no more.
+        """
+        parameters = (goals[0], 0)
+        if not all(goals) or self.reached(self.shortest(macs_weight, parameters), goals):
+            return self.shortest(macs_weight, goals)
+        low, high = macs_weight, 1.0
+        if self.reached(self.shortest(high, parameters), goals):
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                if self.reached(self.shortest(middle, parameters), goals):
+                    high = middle
+                else:
+                    low = middle
+        return self.shortest(high, goals)
 
 
 def _removed_channels(groups: Sequence[ChannelGroup], masks: Sequence[Mask]) -> dict[str, tuple[int, int]]:
@@ -269,8 +316,8 @@ def make_plan(
     groups: Sequence[ChannelGroup],
     removed: Mapping[str, Mask],
     *,
-    asked: float,
-    asked_of: Counted = "params",
+    asked: float | None,
+    asked_macs: float | None = None,
 ) -> PruningPlan:
     """Write out a choice of positions, group name -> ``(width,)`` mask of what goes, as a plan.
 
@@ -278,8 +325,8 @@ def make_plan(
     ----------
     groups
         All groups of the network; those without a mask stay whole.
-    asked, asked_of
-        The share that was asked for, and of what, for the record.
+    asked, asked_macs
+        The shares of parameters and MACs that were asked for, for the record.
     """
     network = groups[0].network
     chosen = [(g, np.asarray(removed[g.name], dtype=np.bool_)) for g in groups if g.name in removed]
@@ -311,25 +358,26 @@ def make_plan(
         ),
         tuple(c for c in cuts.values() if c.removed),
         {n: (s.parameters, after[n][0]) for n, s in network.layers.items()},
-        asked_of,
+        asked_macs,
     )
 
 
 def _unreachable(
-    budget: Budget,
+    asked: float,
+    what: Literal["parameters", "MACs"],
     most: float,
-    network: Network,
+    budget: Budget,
     groups: Sequence[ChannelGroup],
     candidates: Sequence[_Candidate],
 ) -> str:
-    share, of_macs = math.floor(1000 * most) / 10, budget.of == "macs"
+    network, share = groups[0].network, math.floor(1000 * most) / 10
     weights: dict[str, int] = {}
     movable = {name for c in candidates for name in _removed_channels([c.group], [c.mask(len(c.steps))])}
     why = {p: g.reason for g in groups if not g.prunable for p in (g.producers or (g.name,))}
     for name, layer in network.layers.items():
         if name in why or name not in movable:
             weights[f"{name} ({why.get(name, 'nothing of it can go')})"] = (
-                layer.macs if of_macs else layer.parameters
+                layer.macs if what == "MACs" else layer.parameters
             )
     largest = sorted(weights, key=lambda n: -weights[n])[:3]
     limit = f"--upper-limit {budget.upper_limit:g}"
@@ -338,8 +386,7 @@ def _unreachable(
     fed |= {g.name for g in groups if not g.members}  # nor what is not reached
     reading = [n for n, s in network.layers.items() if MANY <= s.inputs <= MOST_FEATURES and n not in fed]
     also = f"; --prune-inputs {reading[0]} lets inputs go as well" if len(reading) == 1 else ""
-    what = "MACs" if of_macs else "parameters"
     return (
-        f"{budget.share:.1%} of the {what} cannot go: the most is {share:g} % with {limit}{blame}. "
+        f"{asked:.1%} of the {what} cannot go: the most is {share:g} % with {limit}{blame}. "
         f"Ask for a ratio up to {share / 100:g}, or raise --upper-limit{also}."
     )

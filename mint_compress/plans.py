@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mint_compress.errors import MintError
 
 PLAN_FORMAT = 1
-Counted = Literal["params", "macs"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class PruningPlan:
 
     Attributes
     ----------
-    asked, asked_of
-        Share that was asked for, of the ``params`` or of the ``macs``.
+    asked, asked_macs
+        Shares of the parameters and of the MACs that were asked for; None where none was.
     removed
         Share of the parameters that will go.
     parameters, macs
@@ -50,14 +49,14 @@ class PruningPlan:
         Layer -> (parameters before, after), for every layer that has any.
     """
 
-    asked: float
+    asked: float | None
     removed: float
     parameters: tuple[int, int]
     macs: tuple[int, int]
     groups: tuple[GroupCut, ...] = field(repr=False)
     cuts: tuple[LayerCut, ...] = field(repr=False)
     layers: Mapping[str, tuple[int, int]] = field(repr=False)
-    asked_of: Counted = "params"
+    asked_macs: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
@@ -97,14 +96,14 @@ class PruningPlan:
             before, after = _ints(data["parameters"])
             macs_before, macs_after = _ints(data["macs"])
             layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
-            asked, removed = float(data["asked"]), float(data["removed"])
-            asked_of: Counted = "macs" if data.get("asked_of") == "macs" else "params"
+            removed = float(data["removed"])
+            asked, asked_macs = _share(data["asked"]), _share(data.get("asked_macs"))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MintError(
                 f"The pruning plan is damaged ({error}). Write it again with --dry-run."
             ) from None
         return PruningPlan(
-            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_of
+            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_macs
         )
 
     def to_json(self) -> str:
@@ -119,6 +118,10 @@ class PruningPlan:
         except (ValueError, RecursionError):
             raise MintError("This is not a pruning plan (not JSON). Write one with --dry-run.") from None
         return PruningPlan.from_dict(data)
+
+
+def _share(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _ints(values: Any) -> tuple[int, ...]:

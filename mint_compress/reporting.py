@@ -161,7 +161,7 @@ class Report:
         """At most ten (title, line) pairs: who reads only these knows whether to ship."""
         yield "Parameters", _change(self.parameters) + _asked(self.ratio["asked"])
         fewer = "" if self.macs_ratio is None else f" ({self.macs_ratio:.2f}x fewer)"
-        of_macs = self.plan["asked"] if self.plan and self.plan.get("asked_of") == "macs" else None
+        of_macs = self.plan.get("asked_macs") if self.plan else None
         yield "MACs", _change(self.macs) + _asked(of_macs) + fewer
         yield from _accuracy_lines(self.accuracy)
         yield "Receipt", _receipt_line(self.receipt)

@@ -85,20 +85,28 @@ def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
     settings = {k: v for k, v in QUICK.items() if k != "ratio"}
     _, report = compress(chain, arrays(), macs_ratio=0.5, **settings)
     share = 1 - report.macs["after"] / report.macs["before"]
-    assert (report.plan["asked"], report.plan["asked_of"]) == (0.5, "macs")
+    assert (report.plan["asked"], report.plan["asked_macs"]) == (None, 0.5)
     assert 0.5 <= share < 0.6 and report.ratio["asked"] is None
     lines = {line[:12].strip(): line for line in str(report).splitlines()}
     assert "(asked 50.00 %) (" in lines["MACs"] and "asked" not in lines["Parameters"]
     groups = find_groups(chain, torch.zeros(1, 3, 6, 6))
     name = next(g.name for g in groups if g.prunable)
-    plan = make_plan(groups, {name: np.arange(16) < 8}, asked=0.3, asked_of="macs")
+    plan = make_plan(groups, {name: np.arange(16) < 8}, asked=None, asked_macs=0.3)
     assert compress(chain, arrays(), plan=plan, epochs=0, device="cpu")[1].macs["after"] == plan.macs[1]
     wrong = replace(plan, macs=(plan.macs[0], plan.macs[1] + 1))
     with pytest.raises(CheckFailed, match=r"The network does [\d,]+ MACs; the plan, of MACs, predicted "):
         compress(chain, arrays(), plan=wrong, epochs=0, device="cpu")
-    for both in ({}, {"ratio": 0.5, "macs_ratio": 0.5}):
-        with pytest.raises(MintError, match=r"No ratio given|Both ratio and macs-ratio are given"):
-            compress(chain, arrays(), **settings, **both)
+    with pytest.raises(MintError, match="No ratio given"):
+        compress(chain, arrays(), **settings)
+
+
+def test_shares_of_both_can_be_asked_for_at_once(chain: nn.Module) -> None:
+    settings = {k: v for k, v in QUICK.items() if k != "ratio"}
+    _, report = compress(chain, arrays(), ratio=0.3, macs_ratio=0.5, **settings)
+    assert report.ratio["asked"] == 0.3 and report.ratio["removed"] >= 0.3
+    assert report.macs["after"] <= 0.5 * report.macs["before"]
+    lines = {line[:12].strip(): line for line in str(report).splitlines()}
+    assert "(asked 50.00 %) (" in lines["MACs"] and lines["Parameters"].endswith("(asked 30.00 %)")
 
 
 def test_modes_devices_and_global_randomness_stay(chain: nn.Module) -> None:
@@ -244,6 +252,7 @@ def test_a_network_that_gets_smaller_and_not_faster_is_noted(macs: int, cost: st
     plan = PruningPlan(0.75, 0.75, (400, 100), (1000, macs), (), (), {})
     notes = _little_computed(plan, cost)
     assert [n.startswith("75% of the parameters go, but 1.0% of the MACs: ") for n in notes] == [True] * said
+    assert _little_computed(replace(plan, asked_macs=0.01), cost) == ()
 
 
 class NoBackward(torch.autograd.Function):

@@ -161,6 +161,19 @@ def test_a_residual_network_is_compressed_from_one_checkpoint(
         assert row["parameters"][0] == 269722 and 0.5 <= row["removed"] < 0.52
         assert row["parameters"][1] == round(269722 * (1 - row["removed"]))
 
+    ours = ["compress", *arguments, "--epochs", "0", "--ratio", "0.5", "--only", "gaussian, backward"]
+    CliRunner().invoke(main, ours, catch_exceptions=False)
+    uniform, _, equal = json.loads(results.read_text())["rows"][3:]
+    assert (equal["allocation"], uniform["allocation"]) == ("global, MACs of uniform", "uniform")
+    assert equal["macs"][1] <= uniform["macs"][1] and equal["parameters"][1] <= 0.5 * 269722
+    assert equal["widths"] != uniform["widths"]
+
+    content = json.loads(results.read_text())
+    content["rows"][0]["accuracy"]["original"] += 0.5
+    results.write_text(json.dumps(content))
+    refused = CliRunner().invoke(main, ["compress", *arguments, "--epochs", "0", "--only", "random"])
+    assert refused.exit_code == 1 and "Give another file with --results" in refused.output
+
 
 @pytest.mark.slow
 def test_two_processes_train_and_compress_as_one_does(tmp_path: Path, small_mnist: Path) -> None:

@@ -190,9 +190,51 @@ def test_a_budget_of_macs(real: tuple[nn.Module, list[ChannelGroup]], ratio: flo
     before, after = (sum(layer_macs(m, (IMAGE,)).values()) for m in (model, pruned))
     assert chosen.macs == (before, after)
     assert ratio <= 1 - after / before <= ratio + 0.02
-    assert (chosen.asked, chosen.asked_of) == (ratio, "macs")
+    assert (chosen.asked, chosen.asked_macs) == (None, ratio)
     assert chosen.removed == pytest.approx(1 - parameters(pruned) / parameters(model))
     assert PruningPlan.from_json(chosen.to_json()) == chosen
+
+
+def shares(chosen: PruningPlan) -> tuple[float, float]:
+    """What goes of the parameters and of the MACs."""
+    return 1 - chosen.parameters[1] / chosen.parameters[0], 1 - chosen.macs[1] / chosen.macs[0]
+
+
+@pytest.mark.parametrize("cost", ["params", "both"])
+def test_parameters_and_macs_at_once(real: tuple[nn.Module, list[ChannelGroup]], cost: Any) -> None:
+    """Both shares are reached and neither by far, where one threshold on parameters misses the MACs."""
+    _, groups = real
+    given = scores(groups)
+    alone = shares(plan(groups, given, Budget(0.5, round_to=1, cost=cost)))
+    by_macs = shares(plan(groups, given, Budget(0.5, round_to=1, cost="macs")))
+    wanted = (alone[1] + by_macs[1]) / 2
+    assert alone[1] < wanted < by_macs[1]
+    chosen = plan(groups, given, Budget(0.5, macs=wanted, round_to=1, cost=cost))
+    for found, asked in zip(shares(chosen), (0.5, wanted), strict=True):
+        assert asked <= found < asked + 0.03  # a position of the smallest network is 2 % of it
+    assert (chosen.asked, chosen.asked_macs) == (0.5, wanted)
+    assert PruningPlan.from_json(chosen.to_json()) == chosen
+    assert plan(groups, given, Budget(0.5, macs=wanted, round_to=1, cost=cost)) == chosen
+
+
+def test_a_share_of_macs_that_goes_anyway_changes_nothing(
+    real: tuple[nn.Module, list[ChannelGroup]],
+) -> None:
+    _, groups = real
+    given = scores(groups)
+    alone = plan(groups, given, Budget(0.5))
+    with_macs = plan(groups, given, Budget(0.5, macs=shares(alone)[1] - 1e-6))
+    assert with_macs.cuts == alone.cuts
+
+
+def test_more_macs_than_the_parameters_bring_take_more_parameters(
+    real: tuple[nn.Module, list[ChannelGroup]],
+) -> None:
+    _, groups = real
+    given = scores(groups)
+    chosen = plan(groups, given, Budget(0.2, macs=0.8, round_to=1))
+    assert chosen.cuts == plan(groups, given, Budget(macs=0.8, round_to=1, cost="macs")).cuts
+    assert shares(chosen)[0] > 0.2 and 0.8 <= shares(chosen)[1] < 0.81
 
 
 def test_unreachable_macs_are_named_as_such() -> None:
@@ -325,7 +367,8 @@ def damaged(**changes: Any) -> str:
         (damaged(macs="ab"), "damaged"),
         (damaged(layers=[]), "damaged"),
         (damaged(layers={"conv1": [1, "x"]}), "damaged"),
-        (damaged(asked=None), "damaged"),
+        (damaged(asked="much"), "damaged"),
+        (damaged(asked_macs=[]), "damaged"),
     ],
 )
 def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
@@ -345,8 +388,8 @@ def test_a_plan_deeper_than_json_reads_is_refused() -> None:
         ({"params": 0}, "ratio is 0;"),
         ({"params": 1}, "ratio is 1;"),
         ({"params": float("nan")}, "ratio is nan;"),
-        ({}, "A budget is a share of the parameters or of the MACs. Give one of the two."),
-        ({"params": 0.5, "macs": 0.5}, "Give one of the two"),
+        ({}, "A budget is a share of the parameters, of the MACs, or both. Give one."),
+        ({"params": 0.5, "macs": 0}, "ratio is 0;"),
         ({"macs": 1.5}, "ratio is 1.5;"),
         ({"params": 0.5, "upper_limit": 0}, "upper limit is 0;"),
         ({"params": 0.5, "upper_limit": 1.1}, "upper limit is 1.1;"),

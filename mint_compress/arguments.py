@@ -167,6 +167,9 @@ INSPECT = {"Pruning": BOUNDS, "Model": MODEL, "Output": PRINTING}
 SWEEP = {
     "Grid, values separated by commas": (
         Row("--ratio", "R,R,...", Values(float), None, "Shares of the parameters that go, as in 0.5,0.75."),
+        Row(
+            "--macs-ratio", "R,R,...", Values(float), None, "Instead or as well: shares of the MACs that go."
+        ),
         Row("--estimator", "NAME,...", Values(str), ("gaussian",), f"Of {', '.join(ESTIMATORS)}."),
         Row("--groups", "G,...", Values(int), (0,), "Blocks of channels that go as a whole; 0: one by one."),
         Row("--upper-limit", "U,...", Values(float), (0.95,), "Largest share of one layer that may go."),

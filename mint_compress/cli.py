@@ -278,15 +278,16 @@ def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
 @click.argument("model", metavar="MODEL", type=FILE)
 @options(SWEEP)
 def sweep(
-    model: Path, output: Path, data: str, as_json: bool, quiet: bool, ratio: tuple[float, ...],
-    estimator: tuple[str, ...], groups: tuple[int, ...], upper_limit: tuple[float, ...],
-    samples_per_class: tuple[int, ...] | None, seed: tuple[int, ...], **given: Any,
+    model: Path, output: Path, data: str, as_json: bool, quiet: bool, ratio: tuple[float, ...] | None,
+    macs_ratio: tuple[float, ...] | None, estimator: tuple[str, ...], groups: tuple[int, ...],
+    upper_limit: tuple[float, ...], samples_per_class: tuple[int, ...] | None, seed: tuple[int, ...],
+    **given: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL with every combination of a grid; what is there is kept."""
     compensate, distill = not given.pop("no_compensate"), not given.pop("no_distill")
     check_sweep(
-        model=model, output=output, data=data, ratio=ratio, estimator=estimator, groups=groups,
-        upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
+        model=model, output=output, data=data, ratio=ratio, macs_ratio=macs_ratio, estimator=estimator,
+        groups=groups, upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
         **{k: v for k, v in given.items() if k not in UNCHECKED},
     )  # fmt: skip
     with terminal(quiet) as progress:
@@ -295,7 +296,10 @@ def sweep(
         from mint_compress.sweeping import sweep as run
 
         progress(LOADING, 1, 1)
-        grid = Grid(ratio, estimator, groups, upper_limit, samples_per_class or (None,), seed)
+        grid = Grid(
+            ratio or (None,), estimator, groups, upper_limit, samples_per_class or (None,), seed,
+            macs_ratio or (None,),
+        )  # fmt: skip
         with third_parties_silenced():
             rows = run(
                 model, data, grid, output, compensate=compensate, distill=distill, progress=progress, **given

@@ -117,6 +117,7 @@ def check_sweep(
     output: Path | None,
     data: object,
     ratio: Sequence[float] | None,
+    macs_ratio: Sequence[float] | None,
     estimator: Sequence[str],
     groups: Sequence[int],
     upper_limit: Sequence[float],
@@ -137,12 +138,15 @@ def check_sweep(
         raise MintError(f"The folder {output.parent} does not exist. Create it first.")
     if data is None:
         raise MintError("A sweep compares accuracies, and so needs --data.")
-    if not ratio:
+    if not ratio and not macs_ratio:
         raise MintError("No ratios given. Say which shares go, for example --ratio 0.5,0.75.")
-    grid = itertools.product(ratio, estimator, groups, upper_limit, samples_per_class or (None,), seed)
-    for one, name, blocks, limit, samples, number in grid:
+    grid = itertools.product(
+        ratio or (None,), macs_ratio or (None,), estimator, groups, upper_limit,
+        samples_per_class or (None,), seed,
+    )  # fmt: skip
+    for one, macs, name, blocks, limit, samples, number in grid:
         check_options(
-            data=data, ratio=one, estimator=name, groups=blocks, upper_limit=limit,
+            data=data, ratio=one, macs_ratio=macs, estimator=name, groups=blocks, upper_limit=limit,
             samples_per_class=samples, seed=number, **common,
         )  # fmt: skip
 

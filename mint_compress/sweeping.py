@@ -30,26 +30,29 @@ class Grid:
 
     Attributes
     ----------
-    ratios, estimators, groups, upper_limits, samples_per_class, seeds
+    ratios, macs_ratios, estimators, groups, upper_limits, samples_per_class, seeds
         See ``compress``. ``samples_per_class`` counts for estimators of samples only; for others all
         its values are one.
     """
 
-    ratios: Sequence[float]
+    ratios: Sequence[float | None]
     estimators: Sequence[str] = ("gaussian",)
     groups: Sequence[int] = (0,)
     upper_limits: Sequence[float] = (0.95,)
     samples_per_class: Sequence[int | None] = (None,)
     seeds: Sequence[int] = (0,)
+    macs_ratios: Sequence[float | None] = (None,)
 
     def settings(self) -> list[dict[str, Any]]:
         """One dictionary of ``compress``'s arguments per row, in a fixed order, none twice."""
         found: list[dict[str, Any]] = []
-        for estimator, samples, groups, limit, seed, ratio in itertools.product(
-            self.estimators, self.samples_per_class, self.groups, self.upper_limits, self.seeds, self.ratios
-        ):
+        for estimator, samples, groups, limit, seed, macs_ratio, ratio in itertools.product(
+            self.estimators, self.samples_per_class, self.groups, self.upper_limits, self.seeds,
+            self.macs_ratios, self.ratios,
+        ):  # fmt: skip
             one = {
                 "ratio": ratio,
+                "macs_ratio": macs_ratio,
                 "estimator": estimator,
                 "groups": groups,
                 "upper_limit": limit,
@@ -189,7 +192,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = ("removed", "MACs", *STAGES, "settings")
     lines = ["{:>8} {:>7} {:>9} {:>7} {:>9} {:>10}  {}".format(*names)]
     for row in rows:
-        label = f"ratio {row['settings']['ratio']:g}, {_label(row['settings'])}"
+        label = ", ".join([*_shares(row["settings"]), _label(row["settings"])])
         if row["error"]:
             lines.append(f"{label}: {row['error']}")
             continue
@@ -200,7 +203,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Accuracy of the last stage against the parameters removed, one line per setting but the ratio.
+    """Accuracy of the last stage against the parameters removed, one line per setting but the shares.
 
     Returns
     -------
@@ -232,6 +235,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
 def _last(accuracy: Mapping[str, float | None]) -> float | None:
     return next((accuracy[s] for s in reversed(STAGES) if accuracy.get(s) is not None), None)
+
+
+def _shares(settings: Mapping[str, Any]) -> list[str]:
+    """What was asked to go."""
+    asked = (("ratio", settings["ratio"]), ("macs-ratio", settings["macs_ratio"]))
+    return [f"{name} {share:g}" for name, share in asked if share is not None]
 
 
 def _label(settings: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from networks import Chain
 from torch import nn
 
 from mint_compress import MintError, compress
-from mint_compress.sweeping import Grid, sweep
+from mint_compress.sweeping import Grid, sweep, table
 
 SETTINGS: dict[str, Any] = {"round_to": 1, "epochs": 0, "calibration_images": 32, "device": "cpu"}
 DATA = "toydata:loaders"
@@ -66,6 +66,19 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
     assert [row["settings"]["ratio"] for row in more] == [0.3, 0.4, 0.5]
     sweep(model, DATA, wider, tmp_path / "out.csv", done=again.append, **{**SETTINGS, "round_to": 2})
     assert len(again) == 4  # other settings are other rows
+
+
+def test_shares_of_macs_are_swept_too(model: nn.Module, tmp_path: Path) -> None:
+    grid = Grid((None, 0.3), macs_ratios=(0.4, 0.6))
+    rows = sweep(model, DATA, grid, tmp_path / "out.csv", **SETTINGS)
+    asked = [(row["settings"]["ratio"], row["settings"]["macs_ratio"]) for row in rows]
+    assert asked == [(None, 0.4), (0.3, 0.4), (None, 0.6), (0.3, 0.6)]
+    for row, (ratio, macs) in zip(rows, asked, strict=True):
+        assert row["macs_removed"] >= macs and row["removed"] >= (ratio or 0)
+    lines = table(rows).splitlines()[1:]
+    assert lines[0].endswith("  macs-ratio 0.4, gaussian, limit 0.95, seed 0")
+    assert lines[3].endswith("  ratio 0.3, macs-ratio 0.6, gaussian, limit 0.95, seed 0")
+    assert sweep(model, DATA, grid, tmp_path / "out.csv", done=pytest.fail, **SETTINGS) == rows
 
 
 def test_a_sweep_in_which_nothing_works_says_why(model: nn.Module, tmp_path: Path) -> None:

@@ -117,7 +117,13 @@ MODEL = (
     ),
 )
 DATA = (
-    Row("--data", "SPEC", str, None, "digits, an .npz, a folder, cifar10:DIR or package.module:function."),
+    Row(
+        "--data",
+        "SPEC",
+        str,
+        None,
+        "digits, an .npz, a folder, cifar10:DIR and the like, or package.module:function.",
+    ),
     Row("--mean", "M,M,M", Values(float), None, "Per channel. [default: ImageNet's, or MNIST's for one]"),
     Row("--std", "S,S,S", Values(float), None, "Per channel."),
 )
@@ -127,14 +133,15 @@ SCORING = (
     Row("--samples-per-class", "N", int, None, "For gmi, mint and knn.  [default: 250, or what there is]"),
 )
 REPAIR = (
-    Row("--no-compensate", None, bool, False, "Do not repair the layers that lost inputs."),
+    Row("--no-compensate", None, bool, False, "Do not refit the layers behind what went."),
     Row("--no-distill", None, bool, False, "Do not let the original teach the pruned network."),
+    Row("--no-augment", None, bool, False, "Fine-tune on photographs as they are, not flipped or shifted."),
     Row("--epochs", "N", int, 5, "Of fine-tuning; 0: none."),
     Row("--lr", "LR", float, 0.05, "Peak learning rate."),
     Row("--batch-size", "N", int, 128, "Images per step."),
 )
-DEVICE = Row("--device", "auto|cpu|cuda", str, "auto", "Where PyTorch computes.")
-SEED = Row("--seed", "N", int, 0, "Everything random comes from it.")
+DEVICE = Row("--device", "auto|cpu|cuda|cuda:N", str, "auto", "Where PyTorch computes.")
+SEED = Row("--seed", "N", int, 0, "Of everything drawn at random; the splits are fixed.")
 OUTPUT = (
     Row("--output -o", "OUT.onnx", FILE, None, "The export; .safetensors and .json go beside it."),
     Row("--dry-run", None, bool, False, "Write OUT.plan.json only."),
@@ -174,7 +181,7 @@ SWEEP = {
         Row("--groups", "G,...", Values(int), (0,), "Blocks of channels that go as a whole; 0: one by one."),
         Row("--upper-limit", "U,...", Values(float), (0.95,), "Largest share of one layer that may go."),
         Row("--samples-per-class", "N,...", Values(int), None, "For gmi, mint and knn."),
-        Row("--seed", "N,...", Values(int), (0,), "Everything random comes from it."),
+        Row("--seed", "N,...", Values(int), (0,), "Of everything drawn at random; the splits are fixed."),
     ),
     "Pruning": (BOUNDS[0], BOUNDS[1], BOUNDS[3], COST),
     "Model": MODEL,

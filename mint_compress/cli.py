@@ -85,8 +85,8 @@ def exit_status(run: Callable[[], Any]) -> int:
     try:
         status = run()
         return status if isinstance(status, int) else 0
-    except click.exceptions.Abort:
-        click.echo("Interrupted; nothing was written.", err=True)
+    except click.exceptions.Abort as error:
+        click.echo(f"Interrupted; {str(error) or 'nothing was written'}.", err=True)
         return 130
     except click.ClickException as error:
         return _failed(error.format_message(), 2, error)
@@ -228,7 +228,7 @@ def compress(
     """Prune MODEL, repair and fine-tune it, export it, check it and time it."""
     if output is None:
         raise MintError("No output given. Name the file to write, for example -o small.onnx.")
-    compensate, distill = not given.pop("no_compensate"), not given.pop("no_distill")
+    wanted = _wanted(given)
     check_options(model=model, output=output, **{k: v for k, v in given.items() if k not in UNCHECKED})
     with terminal(quiet) as progress:
         progress(LOADING, 0, 1)
@@ -240,13 +240,17 @@ def compress(
                 model,
                 given.pop("data"),
                 output=output,
-                compensate=compensate,
-                distill=distill,
                 command=command,
                 progress=progress,
+                **wanted,
                 **given,
             )
     _show(report, as_json, quiet)
+
+
+def _wanted(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the ``--no-...`` flags out of ``given``, as what they turn off."""
+    return {name: not given.pop(f"no_{name}") for name in ("compensate", "distill", "augment")}
 
 
 def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
@@ -284,7 +288,7 @@ def sweep(
     **given: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL with every combination of a grid; what is there is kept."""
-    compensate, distill = not given.pop("no_compensate"), not given.pop("no_distill")
+    wanted = _wanted(given)
     check_sweep(
         model=model, output=output, data=data, ratio=ratio, macs_ratio=macs_ratio, estimator=estimator,
         groups=groups, upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
@@ -301,9 +305,12 @@ def sweep(
             macs_ratio or (None,),
         )  # fmt: skip
         with third_parties_silenced():
-            rows = run(
-                model, data, grid, output, compensate=compensate, distill=distill, progress=progress, **given
-            )
+            try:
+                rows = run(model, data, grid, output, progress=progress, **wanted, **given)
+            except KeyboardInterrupt:
+                if not output.exists():
+                    raise
+                raise click.exceptions.Abort(f"the rows made so far are in {output}") from None
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif not quiet:

@@ -90,6 +90,7 @@ def compress(
     cost: str = "both",
     compensate: bool = True,
     distill: bool = True,
+    augment: bool = True,
     epochs: int = 5,
     lr: float = 0.05,
     batch_size: int = 128,
@@ -115,7 +116,7 @@ def compress(
     data
         A data spec, :class:`Data`, or None: then synthetic images, no fine-tuning and no accuracy.
     ratio
-        Share of the parameters that goes, 0 < ratio < 1. Not needed with a ``plan``.
+        Share of the parameters that goes, 0 < ratio < 1.
     macs_ratio
         Share of the multiply-accumulate operations that goes, in the place of ``ratio`` or beside it: then
         at least both shares go.
@@ -123,7 +124,7 @@ def compress(
         Where to export to, for example ``small.onnx``; beside it a .safetensors and a .json are
         written. None: nothing is written, exported or timed.
     plan
-        A plan, or the path of one, to apply instead of scoring.
+        A plan, or the path of one, to apply instead of scoring; without ratios, it has its own.
     arch, input_shape, trust
         See :func:`load_model`; the shape is without the batch.
     mean, std
@@ -136,10 +137,13 @@ def compress(
         How to score; the images feed the repair as well.
     groups, upper_limit, round_to, cost
         See :class:`Budget`; ``groups`` is its ``blocks``.
-    compensate, distill, epochs, lr, batch_size
-        Repair and fine-tuning.
+    compensate, distill, augment, epochs, lr, batch_size
+        Repair and fine-tuning, with ``augment`` on images that are flipped and shifted where they are
+        photographs.
     device, provider, threads, bench_batch, bench_seconds
         Where to compute, and how to time.
+    seed
+        Decides what is drawn at random; how data are split does not depend on it.
     dry_run
         Stop after the plan; with an ``output`` it is written to OUT.plan.json.
     force
@@ -161,14 +165,17 @@ def compress(
     CheckFailed
         A claim did not hold: counts, parity. No file is written then.
     """
+    options: dict[str, Any] = {
+        "ratio": ratio, "macs_ratio": macs_ratio, "input_shape": input_shape, "mean": mean, "std": std,
+        "estimator": estimator, "calibration_images": calibration_images,
+        "samples_per_class": samples_per_class, "groups": groups, "upper_limit": upper_limit,
+        "round_to": round_to, "cost": cost, "epochs": epochs, "lr": lr, "batch_size": batch_size,
+        "device": device, "provider": provider, "threads": threads, "bench_batch": bench_batch,
+        "bench_seconds": bench_seconds, "seed": seed,
+    }  # fmt: skip
     check_options(
-        model=model, data=data, ratio=ratio, macs_ratio=macs_ratio, plan=plan,
-        output=None if output is None else Path(output), input_shape=input_shape, mean=mean, std=std,
-        estimator=estimator, calibration_images=calibration_images,
-        samples_per_class=samples_per_class, groups=groups, upper_limit=upper_limit, round_to=round_to,
-        cost=cost, epochs=epochs, lr=lr, batch_size=batch_size, device=device, provider=provider,
-        threads=threads, bench_batch=bench_batch, bench_seconds=bench_seconds, seed=seed,
-        dry_run=dry_run, force=force,
+        model=model, data=data, plan=plan, output=None if output is None else Path(output),
+        dry_run=dry_run, force=force, **options,
     )  # fmt: skip
     target = None if output is None else outputs(Path(output))
     if target is not None:
@@ -188,7 +195,11 @@ def compress(
     settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
-        seed=seed, command=command, versions=_versions(),
+        seed=seed, command=command, versions=_versions(), machine=_machine(where), data=_described(data),
+        settings={
+            **options, "arch": arch, "ignore": ignore, "prune_inputs": prune_inputs, "trust": trust,
+            "compensate": compensate, "distill": distill, "augment": augment,
+        },
     )  # fmt: skip
     original.to(where)
     example = to(example, where)
@@ -211,6 +222,7 @@ def compress(
         return pruned.cpu().eval(), write_plan(report, plan, target)
 
     scores = {"original": _accuracy(original, data, settings), "pruned": _accuracy(pruned, data, settings)}
+    held_out = {"original": _accuracy(original, data, settings, validation=True)}
     if data is not None and (warning := chance_warning(scores["original"] or 0.0, data.classes)):
         notes += (warning,)
     if compensate:
@@ -218,12 +230,16 @@ def compress(
         notes += _unrepaired(plan, repairs)
         scores["repaired"] = _accuracy(pruned, data, settings)
     if data is not None and epochs:
+        source = data.augmented if augment else data.train
+        if source is not data.train:
+            notes += ("fine-tuning flips and shifts the images; --no-augment leaves them as they are",)
         finetune(
-            pruned, data.augmented, teacher=original if distill else None, epochs=epochs, lr=lr,
+            pruned, source, teacher=original if distill else None, epochs=epochs, lr=lr,
             batch_size=batch_size, device=where, seed=seed, progress=progress,
         )  # fmt: skip
         scores["finetuned"] = _accuracy(pruned, data, settings)
-    report = replace(report, accuracy=scores, notes=notes)
+    held_out["compressed"] = _accuracy(pruned, data, settings, validation=True)
+    report = replace(report, accuracy=scores, validation=held_out, notes=notes)
     original, pruned = original.cpu().eval(), pruned.cpu().eval()
     if target is not None:
         report = ship(
@@ -389,10 +405,31 @@ def _counted(
     }
 
 
-def _accuracy(model: nn.Module, data: Data | None, settings: _Settings) -> float | None:
+def _accuracy(
+    model: nn.Module, data: Data | None, settings: _Settings, *, validation: bool = False
+) -> float | None:
     if data is None:
         return None
-    return accuracy(model, data.test, device=settings.device, progress=settings.progress)
+    source = data.validation if validation else data.test
+    return accuracy(model, source, device=settings.device, progress=settings.progress)
+
+
+def _described(data: Data | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    counts = dict(zip(("train", "validation", "test"), data.sizes, strict=True))
+    return {
+        "name": data.name, "input_shape": data.input_shape, "classes": data.classes, **counts,
+        "mean": data.mean, "std": data.std,
+    }  # fmt: skip
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -84,6 +84,8 @@ def check_options(
     _check_model(model)
     if ratio is None and macs_ratio is None and plan is None:
         raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
+    if plan is not None and (ratio is not None or macs_ratio is not None):
+        raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
     _check_share("ratio", ratio, "Give the share of the parameters that goes, for example 0.75.")
     _check_share("macs-ratio", macs_ratio, "Give the share of the MACs that goes, for example 0.5.")
     _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
@@ -97,6 +99,8 @@ def check_options(
         },
         default_if_none={"calibration-images": calibration_images, "samples-per-class": samples_per_class},
     )
+    if batch_size == 1 and epochs:
+        raise MintError("batch-size must be at least 2 to fine-tune, not 1: BatchNorm needs two images.")
     _check_positive("lr", lr)
     _check_positive("bench-seconds", bench_seconds)
     _check_choice("estimator", estimator, ESTIMATORS)

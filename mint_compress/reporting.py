@@ -23,6 +23,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "parameters": ("before", "after"),
     "macs": ("before", "after"),
     "accuracy": ("original", "pruned", "repaired", "finetuned"),
+    "validation": ("original", "compressed"),
     "receipt": ("modules", "tensors", "export"),
     "parity": ("max_abs", "max_rel", "top1"),
     "latency_ms": ("original", "pruned"),
@@ -65,6 +66,8 @@ class Report:
 
     Parameters
     ----------
+    machine, settings, data
+        Where it ran, the arguments of ``compress``, and the data: their splits, shape and normalisation.
     ratio
         ``asked`` and ``removed`` share of the parameters, in [0, 1]. A share of the MACs that was asked
         for is in the ``plan``.
@@ -72,6 +75,10 @@ class Report:
         Counts ``before`` and ``after``; MACs are of one sample.
     accuracy
         Shares in [0, 1] of the ``original`` and the ``pruned``, ``repaired``, ``finetuned`` model.
+        On the test split.
+    validation
+        Accuracy of the ``original`` and the ``compressed`` model on the validation split: what to compare
+        settings by.
     receipt
         Parameters counted from ``modules``, from ``tensors`` written and from the ``export``.
     parity
@@ -97,10 +104,14 @@ class Report:
     seed: int | None = None
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
     ratio: Mapping[str, float | None] = field(default_factory=dict)
     parameters: Mapping[str, int | None] = field(default_factory=dict)
     macs: Mapping[str, int | None] = field(default_factory=dict)
     accuracy: Mapping[str, float | None] = field(default_factory=dict)
+    validation: Mapping[str, float | None] = field(default_factory=dict)
     layers: Sequence[LayerChange] = ()
     left_alone: Sequence[LeftAlone] = ()
     receipt: Mapping[str, int | None] = field(default_factory=dict)

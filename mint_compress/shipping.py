@@ -74,7 +74,7 @@ def ship(
         save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
         example = select(images, slice(2))
         tell("export", 0, 2)
-        exported = export(pruned, example, stage.export, metadata={"mint_compress": version("mint-compress")})
+        exported = export(pruned, example, stage.export, metadata=_metadata(report))
         tell("export", 1, 2)
         reference = export(original, example, stage.export.with_name("original" + stage.export.suffix))
         tell("export", 2, 2)
@@ -102,6 +102,15 @@ def ship(
         )
         moves = {made: target.export.with_name(made.name) for made in exported.files}
         return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+
+
+def _metadata(report: Report) -> dict[str, str]:
+    """What whoever runs the export must know: who made it, and how to normalise."""
+    said = {"mint_compress": version("mint-compress")}
+    for name in ("mean", "std"):
+        if report.data and report.data[name]:
+            said[name] = ",".join(f"{value:g}" for value in report.data[name])
+    return said
 
 
 def _put_in_place(report: Report, moves: Mapping[Path, Path], made: Path, final: Path) -> Report:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mint_compress.compression import compress
@@ -83,7 +86,7 @@ def sweep(
     output
         The CSV file. Beside it the rows are kept as JSON, and drawn (SVG) where matplotlib is
         installed. All are written anew after every row; a row that is there, made with the same model,
-        data and settings, is not made again.
+        data, settings and version, is not made again, unless it failed.
     progress
         Called as ("sweep", rows done, rows).
     done
@@ -95,28 +98,34 @@ def sweep(
     -------
     list of dict
         The grid's rows: the settings, ``removed`` and ``macs_removed`` as shares, ``parameters``,
-        the accuracies after each stage, ``seconds``, and ``error`` where a setting cannot be met.
+        the accuracies on the test split after each stage, ``validation``, the accuracy to choose by,
+        ``seconds``, and ``error`` where a setting cannot be met.
 
     Raises
     ------
     MintError
-        As for ``compress``, when it would fail for every row alike; a JSON file that is no sweep.
+        As for ``compress``, when it would fail for every row alike; files of the output's name that are
+        no sweep's.
     """
     csv_path = Path(output)
     if csv_path.suffix != ".csv":
         raise MintError(f"A sweep writes a .csv file, not {csv_path.name!r}. Give -o NAME.csv.")
     json_path = csv_path.with_suffix(".json")
     rows = _read(json_path)
-    common = {"model": _identity(model), "data": data, **settings}
+    if not rows and csv_path.exists():
+        raise MintError(f"{csv_path} is there and is no sweep's. Give another name with -o.")
+    common = {
+        "model": _identity(model), "data": _identity(data), **settings, "version": version("mint-compress")
+    }  # fmt: skip
     chosen = grid.settings()
     # as they come back from the file: tuples become lists
     wanted = [json.loads(json.dumps({**common, **one})) for one in chosen]
     for number, (key, one) in enumerate(zip(wanted, chosen, strict=True)):
         if progress:
             progress("sweep", number, len(wanted))
-        if _find(rows, key) is None:
+        if (there := _find(rows, key)) is None or there["error"]:
             row = {"settings": key, **_one(model, data, {**settings, **one})}
-            rows.append(row)
+            rows = [*(other for other in rows if other["settings"] != key), row]
             _write(rows, json_path, csv_path)
             if done:
                 done(row)
@@ -129,11 +138,16 @@ def sweep(
     return found
 
 
-def _identity(model: nn.Module | str | os.PathLike[str]) -> str:
-    if isinstance(model, nn.Module):
-        return type(model).__name__
-    path = Path(model)
-    return f"{path.name} sha256:{sha256_of(path)[:16]}" if path.is_file() else str(model)
+def _identity(of: nn.Module | str | os.PathLike[str]) -> str:
+    """A name that is another one for other contents."""
+    if isinstance(of, nn.Module):
+        digest = hashlib.sha256(str(of).encode())
+        for name, tensor in of.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return f"{type(of).__name__} sha256:{digest.hexdigest()[:16]}"
+    path = Path(of)
+    return f"{path.name} sha256:{sha256_of(path)[:16]}" if path.is_file() else str(of)
 
 
 def _find(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -156,6 +170,7 @@ def _measured(report: Report) -> dict[str, Any]:
         "macs_removed": 1 - macs["after"] / max(macs["before"], 1),
         "parameters": report.parameters["after"],
         "accuracy": {stage: report.accuracy.get(stage) for stage in STAGES},
+        "validation": report.validation.get("compressed"),
     }
 
 
@@ -188,22 +203,24 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per row: shares in percent, then the settings."""
-    names = ("removed", "MACs", *STAGES, "settings")
-    lines = ["{:>8} {:>7} {:>9} {:>7} {:>9} {:>10}  {}".format(*names)]
+    """One line per row: shares in percent, those of the stages on the test split; then the settings."""
+    line = "{:>8} {:>7} {:>11} {:>9} {:>7} {:>9} {:>10}  {}"
+    lines = [line.format("removed", "MACs", "validation", *STAGES, "settings")]
     for row in rows:
         label = ", ".join([*_shares(row["settings"]), _label(row["settings"])])
         if row["error"]:
             lines.append(f"{label}: {row['error']}")
             continue
-        shares = (row["removed"], row["macs_removed"], *(row["accuracy"][stage] for stage in STAGES))
+        shares = (row["removed"], row["macs_removed"], row["validation"], *row["accuracy"].values())
         cells = ("" if share is None else f"{100 * share:.2f}" for share in shares)
-        lines.append("{:>8} {:>7} {:>9} {:>7} {:>9} {:>10}  {}".format(*cells, label))
+        lines.append(line.format(*cells, label))
     return "\n".join(lines)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Accuracy of the last stage against the parameters removed, one line per setting but the shares.
+    """Validation accuracy against the parameters removed, one line per setting but the shares.
+
+    Who chooses by it has not looked at the test split.
 
     Returns
     -------
@@ -216,8 +233,9 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         return False
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["error"] is None and (last := _last(row["accuracy"])) is not None:
-            lines.setdefault(_label(row["settings"]), []).append((100 * row["removed"], 100 * last))
+        if row["error"] is None and row["validation"] is not None:
+            point = (100 * row["removed"], 100 * row["validation"])
+            lines.setdefault(_label(row["settings"]), []).append(point)
     if not lines:
         return False
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -225,16 +243,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     for label, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.set_xlabel("parameters removed, %")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel("accuracy on the validation split, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     return True
-
-
-def _last(accuracy: Mapping[str, float | None]) -> float | None:
-    return next((accuracy[s] for s in reversed(STAGES) if accuracy.get(s) is not None), None)
 
 
 def _shares(settings: Mapping[str, Any]) -> list[str]:

@@ -165,23 +165,23 @@ def test_a_share_of_macs_reaches_compress(folder: Path, seen: dict[str, Any]) ->
 
 def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
     args = (
-        "compress model.pt --ratio .5 -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
+        "compress model.pt --plan model.pt -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
         "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi --groups 4 "
         "--prune-inputs c --prune-inputs d* "
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
-        "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --plan model.pt"
+        "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment"
     )
     assert invoke(*args.split()).exit_code == 0
     expected = {
-        **{"ratio": 0.5, "data": "digits", "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
+        **{"ratio": None, "data": "digits", "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
         **{"mean": (-0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "ignore": ("a*", "b"), "trust": ("mine",)},
         "prune_inputs": ("c", "d*"),
         **{"estimator": "gmi", "groups": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},
         **{"bench_batch": 3, "bench_seconds": 0.5, "seed": 11, "dry_run": True, "force": True},
-        "plan": Path("model.pt"),
+        **{"plan": Path("model.pt"), "augment": False},
     }
     assert {name: seen[name] for name in expected} == expected
 
@@ -429,8 +429,9 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     assert result.stdout.startswith("Usage: mint-compress [compress] MODEL --ratio R -o OUT.onnx [options]")
     names = (
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
-        "samples-per-class groups upper-limit round-to cost no-compensate no-distill epochs lr batch-size "
-        "device provider threads bench-batch bench-seconds seed dry-run plan json quiet force trust version"
+        "samples-per-class groups upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
+        "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
+        "trust version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from commands import LISTENS, good, refused
@@ -30,10 +31,12 @@ MLP = "mlp.pt --data digits --calibration-images 128 --bench-seconds 0.1"
 KEYS = {
     **{"ratio": ("asked", "removed"), "parameters": ("before", "after"), "macs": ("before", "after")},
     **{"accuracy": ("original", "pruned", "repaired", "finetuned"), "latency_ms": ("original", "pruned")},
+    **{"validation": ("original", "compressed")},
     **{"receipt": ("modules", "tensors", "export"), "parity": ("max_abs", "max_rel", "top1")},
 }
 TOP = (
-    "format model seed command versions ratio parameters macs accuracy layers left_alone receipt parity "
+    "format model seed command versions machine settings data ratio parameters macs accuracy validation "
+    "layers left_alone receipt parity "
     "latency_ms speedup macs_ratio provider plan sha256 notes"
 )
 
@@ -120,6 +123,20 @@ def test_the_report_has_the_keys_it_promises_and_is_what_json_prints(run: Run) -
     assert torch.__version__.startswith(run.report["versions"]["torch"])
     assert run.report["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     assert "calibration images: 128" in run.report["notes"]
+
+
+def test_the_report_and_the_export_say_how_they_were_made(run: Run) -> None:
+    settings, data = run.report["settings"], run.report["data"]
+    assert (settings["ratio"], settings["epochs"], settings["calibration_images"]) == (0.4, 1, 128)
+    assert settings["compensate"] and settings["macs_ratio"] is None and settings["ignore"] == []
+    assert data == {
+        **{"name": "digits", "input_shape": [3, 16, 16], "classes": 10},
+        **{"train": 1295, "validation": 143, "test": 359},
+        **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    }
+    assert run.report["machine"]["threads"] >= 1 and run.report["machine"]["system"]
+    said = {entry.key: entry.value for entry in onnx.load(run.folder / "out.onnx").metadata_props}
+    assert (said["mean"], said["std"]) == ("0.485,0.456,0.406", "0.229,0.224,0.225")
 
 
 def test_the_hashes_are_those_of_the_files(run: Run) -> None:

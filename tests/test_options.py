@@ -19,6 +19,7 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
     check_options(model=model, ratio=0.5, output=tmp_path / "out.onnx")
     check_options(model=str(model), plan=model)
     check_options(model=object(), ratio=0.5, data=object(), estimator=len)
+    check_options(model=model, ratio=0.5, batch_size=1, epochs=0)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
         ({"epochs": -1}, "epochs must be a whole number, at least 0, not -1."),
         ({"seed": -1}, "seed must be a whole number, at least 0, not -1."),
         ({"seed": 2**63}, "seed must be a whole number"),
+        ({"batch_size": 1}, "batch-size must be at least 2 to fine-tune, not 1"),
+        ({"plan": "model.pt"}, "A plan has its own shares. Leave --ratio and --macs-ratio out"),
         ({"batch_size": 0}, "batch-size must be a whole number, at least 1, not 0."),
         ({"threads": 0}, "threads must be a whole number, at least 1, not 0."),
         ({"bench_batch": 0}, "bench-batch must be a whole number, at least 1, not 0."),
@@ -63,7 +66,7 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
         ),
         ({"data": "nowhere.npz"}, "No such data: 'nowhere.npz'."),
         ({"data": "a" * 5000}, "No such data: "),
-        ({"plan": "none.plan.json"}, "No such plan file: 'none.plan.json'."),
+        ({"plan": "none.plan.json", "ratio": None}, "No such plan file: 'none.plan.json'."),
     ],
 )
 def test_what_cannot_work_is_named_with_its_value(model: Path, given: dict[str, Any], message: str) -> None:

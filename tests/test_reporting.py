@@ -10,7 +10,8 @@ from rich.console import Console
 from mint_compress.reporting import LeftAlone, Report, left_alone_lines
 
 KEYS = [
-    *("format", "model", "seed", "command", "versions", "ratio", "parameters", "macs", "accuracy", "layers"),
+    *("format", "model", "seed", "command", "versions", "machine", "settings", "data"),
+    *("ratio", "parameters", "macs", "accuracy", "validation", "layers"),
     *("left_alone", "receipt", "parity", "latency_ms", "speedup", "macs_ratio", "provider", "plan", "sha256"),
     "notes",
 ]

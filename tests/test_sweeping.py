@@ -51,6 +51,7 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
         assert row["error"] is None
         assert row["parameters"] == report.parameters["after"] and row["removed"] == report.ratio["removed"]
         assert row["accuracy"] == dict(report.accuracy)
+        assert row["validation"] == report.validation["compressed"] is not None
     assert any(row["error"] is None for row in rows)
 
     table = list(csv.DictReader((tmp_path / "out.csv").open()))
@@ -81,12 +82,45 @@ def test_shares_of_macs_are_swept_too(model: nn.Module, tmp_path: Path) -> None:
     assert sweep(model, DATA, grid, tmp_path / "out.csv", done=pytest.fail, **SETTINGS) == rows
 
 
+def test_rows_of_another_network_or_that_failed_are_made_again(tmp_path: Path) -> None:
+    made: list[Any] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        one, two = Chain(16, 16), Chain(16, 16)
+    for model in (one, two, one):
+        sweep(model, DATA, Grid((0.3,)), tmp_path / "out.csv", done=made.append, **SETTINGS)
+    assert len(made) == 2 and made[0]["accuracy"] != made[1]["accuracy"]
+    for _ in range(2):
+        sweep(one, DATA, Grid((0.3, 0.99)), tmp_path / "out.csv", done=made.append, **SETTINGS)
+    assert [row["error"] is None for row in made] == [True, True, False, False]
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["settings"]["ratio"] for row in rows] == [0.3, 0.3, 0.99]
+
+
+def test_ctrl_c_says_where_the_rows_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.pt").write_bytes(b"not looked at")
+
+    def interrupted(*_: object, **__: object) -> None:
+        (tmp_path / "out.csv").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mint_compress.sweeping.sweep", interrupted)
+    line = f"sweep {tmp_path}/model.pt --ratio 0.5 --data digits -o {tmp_path}/out.csv"
+    answer = invoke(line)
+    assert answer.exit_code == 130
+    assert answer.stderr.splitlines()[-1] == f"Interrupted; the rows made so far are in {tmp_path}/out.csv."
+
+
 def test_a_sweep_in_which_nothing_works_says_why(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(MintError, match=r"99\.0% of the parameters cannot go"):
         sweep(model, DATA, Grid((0.99,)), tmp_path / "out.csv", **SETTINGS)
     with pytest.raises(MintError, match=r"writes a \.csv file, not 'out.json'"):
         sweep(model, DATA, Grid((0.5,)), tmp_path / "out.json", **SETTINGS)
     (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "table.csv").write_text("mine")
+    with pytest.raises(MintError, match=r"table\.csv is there and is no sweep's"):
+        sweep(model, DATA, Grid((0.5,)), tmp_path / "table.csv", **SETTINGS)
+    assert (tmp_path / "table.csv").read_text() == "mine"
     with pytest.raises(MintError, match=r"other\.json is there and is no sweep"):
         sweep(model, DATA, Grid((0.5,)), tmp_path / "other.csv", **SETTINGS)
 
@@ -98,7 +132,8 @@ def test_the_command_prints_a_line_per_row_and_writes_the_files(tmp_path: Path) 
     answer = invoke(line)
     assert answer.exit_code == 0, answer.stderr
     header, good, bad = answer.stdout.splitlines()
-    assert header.split() == ["removed", "MACs", "original", "pruned", "repaired", "finetuned", "settings"]
+    stages = ["original", "pruned", "repaired", "finetuned"]
+    assert header.split() == ["removed", "MACs", "validation", *stages, "settings"]
     assert good.endswith("ratio 0.3, gaussian, limit 0.95, seed 0") and float(good.split()[0]) >= 30
     assert bad.startswith("ratio 0.99, gaussian, limit 0.95, seed 0: 99.0% of the parameters cannot go")
     [kept, _] = json.loads((tmp_path / "out.json").read_text())["rows"]

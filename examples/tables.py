@@ -23,7 +23,7 @@ deviation over the seeds; the network of the last epoch counts, and nothing was 
 does, and each layer's scores over their mean for the others. "global, MACs of uniform" is that threshold with
 a `--macs-ratio` that asks for as many MACs to go as with uniform widths. Every criterion gets the same
 images, the same repair and the same training. The columns: right after removal, after the repair without any
-training, and after fine-tuning where it was run.
+training, and after fine-tuning where it was run. The commands stand at the end of this page.
 """
 
 Row = dict[str, Any]
@@ -54,7 +54,6 @@ def section(content: dict[str, Any]) -> str:
         lines += [f"Base: {summary(bases)} ({counted(len(bases), 'seed')}). {made(rows)}", ""]
     elif bases:  # one checkpoint for all seeds
         lines += [f"Base: {summary(bases[:1])}. {made(rows)}", ""]
-    lines += [f"    python examples/{content['experiment']}.py compress", ""]
     for ratio in sorted({row["ratio"] for row in rows}):
         for epochs in sorted({row["epochs"] for row in rows if row["ratio"] == ratio}):
             some = [row for row in rows if (row["ratio"], row["epochs"]) == (ratio, epochs)]

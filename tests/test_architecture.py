@@ -1,15 +1,20 @@
 """The rules of the layout, read from the source: who may import whom, who prints, what stays light."""
 
 import ast
+import math
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from networks import Chain
 
 import mint_compress
 
@@ -216,3 +221,43 @@ def test_it_answers_within_a_second_and_without_torch(code: str) -> None:
         if seconds < 1.0:
             return
     pytest.fail(f"{code!r} took {seconds:.1f} s")
+
+
+def test_the_document_has_every_module_in_order_and_in_its_own_words() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    said = re.findall(r"^ *- `([\w.]+)`: (.+(?:\n +[^- ].*)*)", page, re.MULTILINE)
+    estimators = sorted(path.stem for path in (PACKAGE / "estimators").glob("[!_]*.py"))
+    wanted = list(ORDER)
+    after = wanted.index("estimators") + 1
+    wanted[after:after] = [f"estimators.{name}" for name in estimators]
+    wanted += ["mint_exporters.onnx", "mint_exporters.attention"]
+    assert [name for name, _ in said] == wanted
+    for name, words in said:
+        whole = name if name.startswith("mint_exporters.") else f"mint_compress.{name}"
+        docstring = import_module(whole).__doc__
+        assert " ".join(words.split()) == (docstring or "").splitlines()[0], name
+
+
+def test_the_estimator_of_the_document_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parents, of which the first is the child and noise: r² = 1/2, and half of log 2 nats."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "architecture.md", "exec"), names)
+    generator = torch.Generator().manual_seed(0)
+    child, noise, other = torch.randn(3, 200_000, 1, generator=generator)
+    parents = torch.cat([child + noise, other, other], 1)
+    found = names["correlation"](child, parents, parent_groups=torch.tensor([0, 1, 1]))
+    assert found.shape == (1, 2)
+    assert found[0].tolist() == pytest.approx([math.log(2) / 2, 0], abs=0.01)
+
+    monkeypatch.setattr("mint_compress.scoring.find_estimator", lambda name: names[name])
+    model = Chain().eval()
+    batches = [torch.randn(64, 3, 6, 6, generator=generator)]
+    groups = mint_compress.find_groups(model, batches[0])
+    calibration = mint_compress.calibrate(model, groups, batches, samples=True)
+    nats = mint_compress.score(groups, calibration, estimator="correlation").nats
+    assert {name: len(values) for name, values in nats.items()} == {
+        g.name: g.width for g in groups if g.prunable
+    }
+    assert all((values > 0).all() for values in nats.values())

@@ -62,6 +62,12 @@ def test_the_vgg16_script_writes_a_checkpoint_and_keeps_it(
     assert out.read_bytes() == b"something else"
 
 
+def test_the_results_page_is_what_table_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    page = load("tables").write(EXAMPLES / "results", tmp_path / "results.md")
+    assert page.read_text() == (EXAMPLES.parent / "docs" / "results.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_vgg16_script_reaches_its_accuracy(tmp_path: Path) -> None:
     script = load("train_vgg16_digits")

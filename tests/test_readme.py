@@ -119,7 +119,7 @@ def test_the_defaults_are_those_of_the_command() -> None:
 
 
 def test_the_python_names_what_exists() -> None:
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     for block in PYTHON:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "mint_compress":
@@ -127,7 +127,7 @@ def test_the_python_names_what_exists() -> None:
             if (
                 isinstance(node, ast.Attribute)
                 and isinstance(node.value, ast.Name)
-                and node.value.id == "mint_compress"
+                and node.value.id in ("mint_compress", "mint")
             ):
                 assert node.attr in mint_compress.__all__
 
@@ -153,10 +153,21 @@ def test_the_library_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.M
     assert sum(p.numel() for p in names["model"].parameters()) == report["parameters"]["after"]
 
 
+def test_the_block_of_stages_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = Chain(32, 32).eval()
+    names: dict[str, Any] = {"model": model, "example_inputs": images("chain")}
+    names["batches"] = [arrays().calibration(64, seed=0)]
+    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, names["small"]))
+    assert after <= before / 2 and names["receipt"].modules == names["receipt"].export == after
+    assert names["parity"].max_rel < 1e-4 and (tmp_path / "small.onnx").is_file()
+
+
 def test_the_importance_block_runs_as_printed() -> None:
     names: dict[str, Any] = {"model": Chain().eval(), "example_inputs": images("chain")}
     names["batches"] = [arrays().calibration(32, seed=0)]
-    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    exec(compile(PYTHON[3], "README.md", "exec"), names)
     assert names["model"].conv1.out_channels == 3 and names["model"].fc.out_features == 4
 
 

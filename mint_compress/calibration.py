@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.channels import ChannelGroup, consumer_units
-from mint_compress.counting import Progress, evaluating, hooked
+from mint_compress.counting import Progress, evaluating, first_given, hooked
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError
 from mint_compress.inputs import count, of_batch, run, to
@@ -135,9 +135,9 @@ def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor
     """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, inputs, output: see(name, inputs[0], output)
+        return lambda layer, args, kwargs, output: see(name, first_given(args, kwargs), output)
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(hook(n), with_kwargs=True) for n, layer in layers.items()]
     with hooked(handles):
         yield
 

@@ -26,7 +26,7 @@ from mint_compress.evaluation import accuracy, chance_warning
 from mint_compress.exporting import find_exporter
 from mint_compress.features import inputs_read
 from mint_compress.finetuning import finetune
-from mint_compress.groups import find_groups
+from mint_compress.groups import after_trial, find_groups
 from mint_compress.inputs import (
     Inputs,
     InputShape,
@@ -211,11 +211,13 @@ def compress(
         budget = Budget(
             ratio, macs=macs_ratio, upper_limit=upper_limit, round_to=round_to, cost=cost, blocks=groups  # type: ignore[arg-type]
         )  # fmt: skip
-        plan, drawn = _plan(original, found, images, data, example, settings, budget)
+        plan, found, drawn = _plan(original, found, images, data, example, settings, budget)
         notes += (*drawn, *_little_computed(plan, cost))
-    elif not isinstance(plan, PruningPlan):
-        plan = PruningPlan.from_json(Path(plan).read_text(errors="replace"))
-    pruned = prune_(copied(original), plan)
+        pruned = prune_(copied(original), plan)
+    else:
+        plan = _read_plan(plan)
+        pruned = prune_(copied(original), plan)
+        _check_plan(original, example, found, plan)
     notes += inputs_read(original, pruned, found)
     report = replace(report, **_counted(original, pruned, plan, found, example), notes=notes)
     if dry_run:
@@ -348,13 +350,13 @@ def _activation_bytes(model: nn.Module, example: Inputs) -> int:
 
 def _plan(
     model: nn.Module,
-    found: Sequence[ChannelGroup],
+    found: list[ChannelGroup],
     images: Inputs,
     data: Data | None,
     example: Inputs,
     settings: _Settings,
     budget: Budget,
-) -> tuple[PruningPlan, tuple[str, ...]]:
+) -> tuple[PruningPlan, list[ChannelGroup], tuple[str, ...]]:
     samples = uses_samples(settings.estimator)
     notes: tuple[str, ...] = ()
     if samples:
@@ -373,7 +375,25 @@ def _plan(
         found, calibration, estimator=settings.estimator, blocks=budget.blocks,
         seed=settings.seed, progress=settings.progress,
     )  # fmt: skip
-    return make_plan(found, scores, budget), notes
+    while True:
+        plan = make_plan(found, scores, budget)
+        tried = after_trial(model, example, found, plan)
+        if [g.prunable for g in tried] == [g.prunable for g in found]:
+            return plan, found, notes
+        found = tried
+
+
+def _read_plan(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:
+    if isinstance(plan, PruningPlan):
+        return plan
+    return PruningPlan.from_json(Path(plan).read_text(errors="replace"))
+
+
+def _check_plan(model: nn.Module, example: Inputs, found: Sequence[ChannelGroup], plan: PruningPlan) -> None:
+    """Refuse a plan that came from elsewhere and does something else than take channels out."""
+    for before, after in zip(found, after_trial(model, example, found, plan), strict=True):
+        if after.reason != before.reason:
+            raise MintError(f"The plan is wrong at {after.name}: {after.reason}. Write one with --dry-run.")
 
 
 def _counted(

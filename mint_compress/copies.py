@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,21 +15,44 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copied(model: Network) -> Network:
-    """All of it anew.
+    """All of it anew; tensors that a forward pass has left on a module are copied without their history.
 
     Raises
     ------
     MintError
         It holds something that cannot be copied.
     """
+    left = {id(t): t.detach().clone() for m in model.modules() for t in _left_behind(m)}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict[int, Any](left))
     except Exception as error:
         # whatever an attribute of a user's module raises
         raise MintError(
-            f"The network cannot be copied ({first_line(error)}). Where torch.nn.utils.weight_norm computes "
-            "a weight, call remove_weight_norm first."
+            f"The network cannot be copied ({first_line(error)}). Where torch.nn.utils.weight_norm or prune "
+            "computes a weight, call remove_weight_norm or prune.remove first."
         ) from error
+
+
+def _left_behind(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors with a history among a module's attributes: activations kept for a plot or for a skip.
+
+    A weight that is computed from others has one too, and is not meant: it must not become a constant.
+    """
+    computed = {
+        name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_v", "_orig"))
+    }
+    for name, value in vars(module).items():
+        if name not in computed and name not in ("_parameters", "_buffers", "_modules"):
+            yield from _with_history(value, depth=3)
+
+
+def _with_history(value: Any, *, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif depth and isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _with_history(part, depth=depth - 1)
 
 
 def bare_copy(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

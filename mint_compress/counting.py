@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,11 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+def first_given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first thing that a layer was called with, by position or by name; None if there was nothing."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """Put ``module`` into eval mode; afterwards every submodule is back in the mode it was in."""
@@ -120,14 +125,16 @@ def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> d
     batch = count(example_inputs)
 
     def hook(name: str) -> Callable[..., None]:
-        def record(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
             weight = layer.weight
             assert isinstance(weight, torch.Tensor)
             transposed = bool(getattr(layer, "transposed", False))
             # every output element is a dot product as long as one filter; a transposed
             # convolution spreads every input element over one filter
             elements, filters = (
-                (inputs[0].numel(), weight.shape[0]) if transposed else (output.numel(), weight.shape[0])
+                (first_given(args, kwargs).numel(), weight.shape[0])
+                if transposed
+                else (output.numel(), weight.shape[0])
             )
             counts[name] = counts.get(name, 0) + elements * (weight.numel() // filters) // batch
 
@@ -135,7 +142,7 @@ def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> d
 
     for name, layer in module.named_modules():
         if isinstance(layer, WEIGHTED):
-            handles.append(layer.register_forward_hook(hook(name)))
+            handles.append(layer.register_forward_hook(hook(name), with_kwargs=True))
     with hooked(handles), evaluating(module), torch.no_grad():
         run(module, example_inputs)
     return counts

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.channels import UNREACHED, ChannelGroup
+from mint_compress.channels import UNREACHED, ChannelGroup, Network
 from mint_compress.counting import WEIGHTED, Progress, is_depthwise, shared_parameters
 from mint_compress.dependency import torch_pruning_groups
 from mint_compress.errors import MintError, first_line
 from mint_compress.features import input_groups
 from mint_compress.inputs import Inputs, by_position
+from mint_compress.plans import PruningPlan
 from mint_compress.proving import map_faults
-from mint_compress.removal import removable
+from mint_compress.removal import plan_faults, removable
 from mint_compress.sizes import network_of
 from mint_compress.tracing import HEAD, Trace
 from mint_compress.twins import TOLERANCE, Reference, change, float64_twin, reference_run, training_flags
@@ -81,6 +82,36 @@ def find_groups(
         return _found(model, inputs, ignored, tuple(prune_inputs), progress or (lambda *_: None))
 
 
+def after_trial(
+    model: nn.Module, example_inputs: Inputs, groups: Sequence[ChannelGroup], plan: PruningPlan
+) -> list[ChannelGroup]:
+    """Leave those groups alone that cannot lose what a plan takes from them.
+
+    :func:`find_groups` has taken out a few positions of each. What ``forward`` does may depend on the
+    very widths that a plan leaves: a shortcut that is taken where two shapes are equal, a width that must
+    be even. So the plan itself is tried, in float64: the network must do what it does when the layers
+    ignore the channels that go.
+
+    Parameters
+    ----------
+    model, example_inputs
+        As given to :func:`find_groups`.
+    groups
+        What it found.
+    plan
+        Made from those groups.
+
+    Returns
+    -------
+    list of ChannelGroup
+        The same groups; some with ``prunable=False`` and the reason, if the plan fails.
+    """
+    with by_position(model, example_inputs) as inputs:
+        twin, inputs = float64_twin(model, inputs)
+        faults = plan_faults(reference_run(twin, inputs), groups, plan)
+    return [g.left_alone(faults[g.name]) if g.name in faults else g for g in groups]
+
+
 def _found(
     model: nn.Module,
     inputs: tuple[Any, ...],
@@ -92,6 +123,11 @@ def _found(
         raise MintError("TorchScript cannot be pruned. Give the module that it was made from.")
     tell("analyse", 0, STEPS)
     reference, trace = _followed(model, inputs)
+    if change(reference.outputs, reference.run()) > TOLERANCE:
+        raise MintError(
+            "In eval mode the network gives other outputs for the same inputs each time (F.dropout without "
+            "training=self.training, or random numbers in its forward pass). Make it repeatable first."
+        )
     tell("analyse", 1, STEPS)
     found = None
     if not trace.beyond_graph:
@@ -106,7 +142,7 @@ def _found(
     found += _untraced(reference.model, traced, trace.odd)
     found += input_groups(reference, found, prune_inputs)
     network = network_of(model, inputs, found)
-    return [replace(group, network=network) for group in found]
+    return [replace(_watched(group, network), network=network) for group in found]
 
 
 def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Trace]:
@@ -193,6 +229,16 @@ def _proved(
     if whole and any(k.prunable != f.prunable for k, f in zip(kept, found, strict=True)):
         return None
     return kept
+
+
+def _watched(group: ChannelGroup, network: Network) -> ChannelGroup:
+    """The group, left alone when a reader cannot be watched at work: only its weight is used."""
+    uncalled = [
+        m.layer for m in group.consumers if m.layer in network.layers and not network.layers[m.layer].macs
+    ]
+    if group.prunable and uncalled:
+        return group.left_alone(f"a layer that reads it is not called as one ({uncalled[0]})")
+    return group
 
 
 def _matching(model: nn.Module, patterns: Iterable[str]) -> set[str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.calibration import forward
-from mint_compress.counting import hooked
+from mint_compress.counting import first_given, hooked
 
 
 class _Abandoned(BaseException):
@@ -39,6 +39,8 @@ class Pass:
         The same object for all passes that halt together.
     remembered
         Name -> the latest tensor seen at the points that :func:`lockstep` was asked to remember.
+    result
+        What the network gave, once the pass has ended.
     """
 
     def __init__(self, model: nn.Module, batch: Any, together: object) -> None:
@@ -47,6 +49,7 @@ class Pass:
         self.inputs: Tensor | None = None
         self.output: Tensor | None = None
         self.remembered: dict[str, Tensor] = {}
+        self.result: Any = None
         self._error: BaseException | None = None
         self._abandoned = self._ended = False
         self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
@@ -59,7 +62,7 @@ class Pass:
         try:
             if not self._abandoned:
                 with torch.no_grad():  # grad mode belongs to the thread
-                    forward(model, batch)
+                    self.result = forward(model, batch)
         except _Abandoned:
             pass
         except BaseException as error:  # handed on to whoever advances the pass
@@ -109,9 +112,10 @@ class Point:
 
 
 def _remember_hook(name: str, point: Point, together: object) -> Any:
-    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if _own.current.together is together:
-            _own.current.remembered[name] = inputs[0] if point.side == "input" else output
+            seen = first_given(args, kwargs) if point.side == "input" else output
+            _own.current.remembered[name] = seen
 
     return see
 
@@ -139,19 +143,20 @@ def lockstep(
             _own.current.halt(name, inputs, output)
 
     def before_hook(name: str) -> Any:
-        return lambda layer, inputs: halt(name, inputs[0], None)
+        return lambda layer, args, kwargs: halt(name, first_given(args, kwargs), None)
 
     def after_hook(name: str) -> Any:
-        return lambda layer, inputs, output: halt(name, inputs[0], output)
+        return lambda layer, args, kwargs, output: halt(name, first_given(args, kwargs), output)
 
     handles = [
-        layer.register_forward_hook(after_hook(name))
+        layer.register_forward_hook(after_hook(name), with_kwargs=True)
         if after
-        else layer.register_forward_pre_hook(before_hook(name))
+        else layer.register_forward_pre_hook(before_hook(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     for name, point in (remember or {}).items():
-        handles.append(point.module.register_forward_hook(_remember_hook(name, point, together)))
+        hook = _remember_hook(name, point, together)
+        handles.append(point.module.register_forward_hook(hook, with_kwargs=True))
     passes: list[Pass] = []
     with hooked(handles):
         try:

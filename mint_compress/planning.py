@@ -169,7 +169,10 @@ class _Candidate:
         least = group.width - math.floor(budget.upper_limit * group.width + 1e-9)
         least = max(1, _round_up(least, quantum, group.width))
         kept, allowed, worth = group.width, [], []
+        staying = _staying(group, values)
         for step, value in zip(steps, values[first][ranked], strict=True):
+            if staying.intersection(step.tolist()):
+                continue
             kept -= len(step)
             if kept < least:
                 break
@@ -196,6 +199,15 @@ class _Candidate:
         else:
             gone[np.concatenate(self.steps[:taken])[: self.group.width - keep]] = True
         return gone
+
+
+def _staying(group: ChannelGroup, values: NDArray[np.float64]) -> set[int]:
+    """The best positions, one in each of the group's members: no layer may lose all channels of a side."""
+    staying: set[int] = set()
+    for positions in sorted(({*m.positions.tolist()} for m in group.members), key=len):
+        if positions and not positions & staying:
+            staying.add(max(positions, key=lambda p: (values[p], p)))
+    return staying
 
 
 def _round_up(width: int, quantum: int, most: int) -> int:

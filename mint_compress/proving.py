@@ -127,7 +127,8 @@ def tell_apart(
 def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
     """Whether the outputs are seen to depend on what each group's producers give, by one backward pass."""
     model = reference.model
-    names, parameters = list(dict(model.named_parameters())), list(model.parameters())
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    names, parameters = list(named), list(named.values())
     if not parameters:
         return [False] * len(groups)
     with torch.enable_grad():

@@ -16,9 +16,12 @@ from torch.overrides import TorchFunctionMode
 from mint_compress.channels import ChannelGroup, Indices, Side
 from mint_compress.counting import hooked
 from mint_compress.errors import first_line
+from mint_compress.plans import PruningPlan
 from mint_compress.proving import tell_apart
 from mint_compress.slicing import adapt_, cut_
 from mint_compress.twins import TOLERANCE, Reference, change
+
+UNREMOVABLE = "its channels cannot be removed: {}"
 
 
 class _NoStatistics(TorchFunctionMode):
@@ -94,8 +97,20 @@ def removable(
         for i, reason in tell_apart(
             {i: g for i, (g, _) in trials.items()}, fault, trials=reference.trials if apart else 1
         ).items():
-            result[i] = groups[i].left_alone(f"its channels cannot be removed: {reason}")
+            result[i] = groups[i].left_alone(UNREMOVABLE.format(reason))
     return result
+
+
+def plan_faults(reference: Reference, groups: Sequence[ChannelGroup], plan: PruningPlan) -> dict[str, str]:
+    """Why groups cannot lose what a plan takes from them, by name; empty when the plan is right."""
+    lost = {cut.group: np.array(cut.removed) for cut in plan.groups if cut.removed}
+    trials = {i: (g, lost[g.name]) for i, g in enumerate(groups) if g.name in lost}
+
+    def fault(some: Sequence[int]) -> str | None:
+        return _trial(reference, [trials[i] for i in some])
+
+    failed = tell_apart({i: g for i, (g, _) in trials.items()}, fault, trials=reference.trials)
+    return {groups[i].name: UNREMOVABLE.format(reason) for i, reason in failed.items()}
 
 
 Trial = tuple[ChannelGroup, Indices]

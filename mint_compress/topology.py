@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.calibration import forward
-from mint_compress.counting import WEIGHTED, evaluating, hooked, shared_parameters
+from mint_compress.counting import WEIGHTED, evaluating, first_given, hooked, shared_parameters
+from mint_compress.outputs import tensors_in
 from mint_compress.patches import is_plain
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
@@ -56,8 +57,8 @@ class Topology:
 def trace(model: nn.Module, batch: Any) -> Topology:
     """Run ``model`` once on a batch, in eval mode and without gradients, and watch who reads what."""
     watch = _Watch()
-    with watch.hooked(model), evaluating(model), torch.no_grad(), _Additions(watch.added):
-        forward(model, batch)
+    with watch.hooked(model), evaluating(model), torch.no_grad(), _Operations(watch):
+        watch.read(forward(model, batch))
     times = Counter(watch.calls)
     norm_times = Counter(norm for _, norm in watch.norms)
     # at every call of the layer this norm alone reads what it gives, and the norm reads nothing else
@@ -80,6 +81,7 @@ class _Watch:
         self.readers: dict[str, int] = {}
         self.odd: set[str] = set()
         self.shortcuts: dict[str, Shortcut] = {}
+        self._looking = False
         self._held: list[Tensor] = []
         self._layer_of: dict[int, str] = {}
         self._branch_of: dict[int, str] = {}
@@ -89,24 +91,24 @@ class _Watch:
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
         leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
-        handles = [m.register_forward_hook(self._hook(n)) for n, m in leaves]
+        handles = [m.register_forward_hook(self._hook(n), with_kwargs=True) for n, m in leaves]
         with hooked(handles):
             yield
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+        def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = first_given(args, kwargs)
+            if not isinstance(given, Tensor) or not isinstance(output, Tensor):
                 return
-            given = inputs[0]
             source = self._layer_of.get(id(given))
-            if source is not None:
-                self.readers[source] = self.readers.get(source, 0) + 1
             weighted = isinstance(module, WEIGHTED)
             if weighted:
                 self._see(given, Shortcut(name, "input"))
                 self.calls.append(name)
+                self._looking = True
                 if not is_plain(module, given, output):
                     self.odd.add(name)
+                self._looking = False
                 self._layer_of[id(output)] = self._branch_of[id(output)] = name
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 if module.track_running_stats:
@@ -121,6 +123,15 @@ class _Watch:
     def _see(self, tensor: Tensor, where: Shortcut) -> None:
         self._seen_at.setdefault(id(tensor), (where, len(self.calls)))
         self._latest.setdefault(where, []).append((len(self.calls), id(tensor)))
+
+    def read(self, values: Any) -> None:
+        """An operation, or whoever called the network, has got these."""
+        if self._looking:  # the operation is one of ours
+            return
+        for tensor in tensors_in(values):
+            layer = self._layer_of.get(id(tensor))
+            if layer is not None:
+                self.readers[layer] = self.readers.get(layer, 0) + 1
 
     def added(self, one: Tensor, other: Tensor) -> None:
         """``one + other`` was computed."""
@@ -138,12 +149,12 @@ class _Watch:
                 self.shortcuts[layer] = where
 
 
-class _Additions(TorchFunctionMode):
-    """Reports every sum of two tensors."""
+class _Operations(TorchFunctionMode):
+    """Reports what every operation that makes a tensor reads, and every sum of two tensors."""
 
-    def __init__(self, added: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(self, watch: _Watch) -> None:
         super().__init__()
-        self._added = added
+        self._watch = watch
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,5 +165,8 @@ class _Additions(TorchFunctionMode):
             and isinstance(args[0], Tensor)
             and isinstance(args[1], Tensor)
         ):
-            self._added(args[0], args[1])
-        return func(*args, **(kwargs or {}))
+            self._watch.added(args[0], args[1])
+        result = func(*args, **(kwargs or {}))
+        if any(True for _ in tensors_in(result)):  # not a shape, nor a device
+            self._watch.read((args, kwargs))
+        return result

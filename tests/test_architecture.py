@@ -37,6 +37,7 @@ ORDER = [
     *("datasets", "splitting", "loaders", "arrays", "data"),
     *(
         "channels",
+        "plans",
         "patches",
         "slicing",
         "sizes",
@@ -50,7 +51,7 @@ ORDER = [
         "features",
         "groups",
     ),
-    *("sensitivity", "calibration", "estimators", "scoring", "plans", "planning"),
+    *("sensitivity", "calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "layouts", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
     *("shipping", "importance", "compression", "sweeping", "cli"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, Chain, build, images
+from surgery import ignoring
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mint_compress.counting import parameters
 from mint_compress.errors import CheckFailed, MintError
@@ -34,48 +34,6 @@ def half(
             masks[group.name] = np.zeros(group.width, dtype=bool)
             masks[group.name][drawn.permutation(group.width)[:gone]] = True
     return make_plan(groups, masks, asked=0.5)
-
-
-class KeptNorm(nn.Module):
-    """Normalises over the kept channels only; the others come out as zeros."""
-
-    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm, gone: tuple[int, ...]) -> None:
-        super().__init__()
-        self.norm, self.dim = norm, 1 if isinstance(norm, nn.GroupNorm) else -1
-        self.kept = torch.tensor([c for c in range(len(norm.weight)) if c not in gone])
-
-    def forward(self, x: Tensor) -> Tensor:
-        some, norm = x.index_select(self.dim, self.kept), self.norm
-        weight, bias = norm.weight[self.kept], norm.bias[self.kept]
-        if isinstance(norm, nn.GroupNorm):
-            some = F.group_norm(some, norm.num_groups, weight, bias, norm.eps)
-        else:
-            some = F.layer_norm(some, [len(self.kept)], weight, bias, norm.eps)
-        return torch.zeros_like(x).index_copy(self.dim, self.kept, some)
-
-
-def ignoring(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """The whole network, whose layers do not read the channels that the plan removes."""
-    model = copy.deepcopy(model)
-    for cut in plan.cuts:
-        layer = model if cut.kind == "parameter" else model.get_submodule(cut.layer)
-        if cut.side != "in":
-            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-                model.set_submodule(cut.layer, KeptNorm(layer, cut.removed))
-            continue
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        for channel in cut.removed:
-            if isinstance(layer, nn.ConvTranspose2d):
-                weight.data[channel] = 0
-            elif isinstance(layer, nn.Conv2d):
-                inside = cut.total // layer.groups  # a channel is read by the filters of its own group
-                outside = layer.out_channels // layer.groups
-                first = channel // inside * outside
-                weight.data[first : first + outside, channel % inside] = 0
-            else:
-                weight.data[:, channel] = 0
-    return model
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.channels import ChannelGroup, consumer_units
+from mint_compress.contributions import Shares, contribution_units
 from mint_compress.counting import Progress, evaluating, first_given, hooked
 from mint_compress.devices import device_of
 from mint_compress.errors import MintError
@@ -34,6 +35,8 @@ WIDE = 1024
 """Rows wider than this are multiplied batch by batch in float32; sums are always float64."""
 ROWS_PER_COLUMN = 16
 LEAST_ROWS = 32768
+LEAST_IMAGES = 1024
+"""Places that a layer is looked at, at least, when it is described by contributions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +114,9 @@ class MomentSum:
             self._first = torch.zeros(groups, 1, size, dtype=torch.float64, device=rows.device)
             self._second = torch.zeros(groups, size, size, dtype=torch.float64, device=rows.device)
         assert self._first is not None and self._second is not None
-        # one batch of wide rows is multiplied in its own precision, which is that of the network
-        rows = rows.double() - self._shift if size <= WIDE else rows - self._shift.to(rows.dtype)
+        # one batch of wide rows is multiplied in the network's precision, and float32 at least
+        wide = torch.promote_types(rows.dtype, torch.float32) if size > WIDE else torch.float64
+        rows = rows.to(wide) - self._shift.to(wide)
         self._first += rows.sum(1, keepdim=True)
         self._second += rows.transpose(1, 2) @ rows
         self.rows += number
@@ -194,6 +198,8 @@ def calibrate(
     hooks = watching({n: modules[n] for n in units}, lambda n, x, y: watchers[n].see(x, y))
     with hooks, evaluating(model), torch.no_grad():
         for done, batch in enumerate(batches):
+            for watcher in watchers.values():
+                watcher.batch = count(of_batch(batch))
             forward(model, batch)
             if progress:
                 progress("calibrate", done + 1, len(batches))
@@ -220,7 +226,9 @@ class _Watcher:
         self.form = ""
         self.calls = 0
         self.finite = True
+        self.batch = 0
         self.sum = MomentSum()
+        self.shares = Shares(layer, units)
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def see(self, inputs: Tensor, output: Tensor) -> None:
@@ -228,7 +236,8 @@ class _Watcher:
         self.finite = self.finite and bool(output.isfinite().all())
         if self.collect_samples:
             given = selected(self.layer, inputs)
-            self.pairs.append((_spatial_mean(self.layer, given), _spatial_mean(self.layer, output)))
+            means = (_spatial_mean(self.layer, tensor, self.batch) for tensor in (given, output))
+            self.pairs.append((next(means), next(means)))
         if self.collect_moments:
             self.form = self.form or self._choose_form(inputs, output)
             for rows in self._rows(inputs, output):
@@ -245,20 +254,22 @@ class _Watcher:
             yield self._pixel_rows(selected(self.layer, inputs))
             return
         columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
+        wanted = rows_wanted(columns, self.images)
         if self.form == "contributions":
-            columns = 1  # every output row is a row of its own: few positions are plenty
-        places = output_positions(self.layer, output)
-        positions = sample_positions(places, rows_wanted(columns, self.images), self.generator)
+            wanted = -(-LEAST_IMAGES // self.images)  # every output is a row of its own
+        positions = sample_positions(output_positions(self.layer, output), wanted, self.generator)
         rows = input_rows(self.layer, inputs, output, positions)
         if self.form == "patches":
             yield rows
-            return
-        for few in rows.split(8, dim=1):  # a row becomes outputs x units numbers
-            yield contribution_rows(self.layer, few, self.units)
+        else:
+            yield from self.shares.of(rows)
 
     def _pixel_rows(self, inputs: Tensor) -> Tensor:
         groups = channel_groups(self.layer)
-        pixels = inputs.flatten(2) if inputs.ndim > 2 else inputs[:, :, None]
+        if isinstance(self.layer, nn.Linear):
+            pixels = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).transpose(1, 2)
+        else:
+            pixels = inputs.flatten(2)
         positions = sample_positions(
             pixels.shape[2], rows_wanted(pixels.shape[1] // groups, self.images), self.generator
         ).to(inputs.device)
@@ -270,6 +281,7 @@ class _Watcher:
         groups = channel_groups(self.layer)
         weight, units = weight_matrix(self.layer), self.units.reshape(groups, -1)
         if self.form == "contributions":
+            covariance = self.shares.within(mean, covariance)
             units = contribution_units(self.units)[None]
             weight = torch.ones(1, units.shape[1], 1)
         elif self.form == "patches":
@@ -285,34 +297,17 @@ class _Watcher:
         return torch.cat([x for x, _ in self.pairs]), torch.cat([y for _, y in self.pairs])
 
 
-def contribution_units(units: Tensor) -> Tensor:
-    """The unit of each column of :func:`contribution_rows`: ascending, then -1 where channels stay."""
-    present = units.unique(sorted=True)
-    return torch.cat([present[present >= 0], present[present < 0]])
+def _spatial_mean(layer: nn.Module, tensor: Tensor, images: int) -> Tensor:
+    """One value a channel and image: the mean over space, or over tokens for a linear layer.
 
-
-def contribution_rows(layer: nn.Module, rows: Tensor, units: Tensor) -> Tensor:
-    """Every unit's share of every output: ``(1, n * outputs, columns)``; the columns sum to the output.
-
-    Parameters
-    ----------
-    rows
-        ``(1, n, columns)`` from :func:`input_rows`.
-    units
-        ``(C_in,)`` unit of each input channel; -1 for channels that stay, which share one column.
+    Over the windows as well where a network cuts images into such, one after the other along the batch.
     """
-    matrix = weight_matrix(layer).to(rows.dtype)[0]
-    owner = units.to(rows.device).repeat_interleave(taps(layer))
-    columns = contribution_units(units).tolist()
-    shares = rows.new_empty(rows.shape[1], matrix.shape[1], len(columns))
-    for column, unit in enumerate(columns):
-        mine = (owner == unit).nonzero()[:, 0]
-        shares[:, :, column] = rows[0][:, mine] @ matrix[mine]
-    return shares.reshape(1, -1, len(columns))
+    means = _means(layer, tensor)
+    windows = len(means) // images if images and len(means) % images == 0 else 1
+    return means.reshape(-1, windows, means.shape[1]).mean(1)
 
 
-def _spatial_mean(layer: nn.Module, tensor: Tensor) -> Tensor:
-    """One value a channel and image: the mean over space, or over tokens for a linear layer."""
+def _means(layer: nn.Module, tensor: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).mean(1)
     return tensor.flatten(2).mean(2)

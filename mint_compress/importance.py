@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mint_compress.calibration import calibrate
 from mint_compress.channels import ChannelGroup
-from mint_compress.counting import Progress
+from mint_compress.counting import WEIGHTED, Progress
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
 from mint_compress.inputs import by_position, of_batch, select
@@ -66,6 +66,7 @@ class MutualInformationImportance(tp.importance.Importance):  # type: ignore[mis
         self.scores: ChannelScores = score(
             self.groups, calibration, estimator=estimator, seed=seed, progress=progress
         )
+        self._modules = set(model.modules())
         self._producers = _producers(model, self.groups)
 
     def __call__(self, group: Any) -> Tensor | None:
@@ -84,14 +85,21 @@ class MutualInformationImportance(tp.importance.Importance):  # type: ignore[mis
         Raises
         ------
         MintError
-            When the group has been pruned since it was scored.
+            When the group has been pruned since it was scored, or belongs to another network.
         """
         root = group[0]
-        found = self._producers.get(root.dep.target.module)
-        if found is None:
+        layer = root.dep.target.module
+        if isinstance(layer, WEIGHTED) and layer not in self._modules:
+            raise MintError(
+                "The pruner works on another network than the one that was scored. Give it the same module, "
+                "not a copy."
+            )
+        found = self._producers.get(layer)
+        # attention is pruned from the input side of its projection: those are no channels of ours
+        if found is None or root.dep.handler.__name__ == "prune_in_channels":
             return None
         chosen, position = found
-        width = int(slicer_of(root.dep.target.module).get_out_channels(root.dep.target.module))
+        width = int(slicer_of(layer).get_out_channels(layer))
         if width != len(position):
             raise MintError(
                 f"Group {chosen.name} was scored {len(position)} wide and is {width} wide now. "

@@ -15,7 +15,13 @@ from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
-from mint_compress.estimators.elimination import Regression, eliminate, information, regression
+from mint_compress.estimators.elimination import (
+    LEAST_IMPORTANCE,
+    Regression,
+    eliminate,
+    information,
+    regression,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +43,11 @@ class ChannelScores:
     ----------
     nats
         Group name -> ``(width,)`` float64: conditional mutual information of that position's
-        channels with the outputs of the layers that read them, given the other inputs, averaged over
-        a reader's outputs and summed over readers. With moments, the outputs are observed with noise
-        that costs the network the same in each of them, so that those count that it depends on. With
-        backward elimination it is the loss at the step at which the position went, made strictly
-        increasing, so that sorting gives the order of removal back.
+        channels with the outputs of the layers that read them, given the other inputs, summed over
+        readers; over a reader's outputs averaged with moments, summed with samples. With moments, the
+        outputs are observed with noise that costs the network the same in each of them, so that those
+        count that it depends on. With backward elimination it is the loss at the step at which the
+        position went, made strictly increasing, so that sorting gives the order of removal back.
     estimator, images, seed
         Where the figures come from.
     """
@@ -178,7 +184,9 @@ def _importance(seen: LayerMoments, sensitivity: Tensor | None) -> Sequence[Tens
     """
     if sensitivity is None or seen.form != "patches" or not bool(sensitivity.any()):
         return [None] * len(seen.weight)
-    return list(sensitivity.to(seen.weight).reshape(len(seen.weight), -1))
+    # a whole channel group may be dead; what the least counts for is a matter of the layer
+    counts = sensitivity.clamp_min(LEAST_IMPORTANCE * sensitivity.max())
+    return list(counts.to(seen.weight).reshape(len(seen.weight), -1))
 
 
 def _components(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:

@@ -47,9 +47,9 @@ def output_sensitivity(
     Returns
     -------
     dict of Tensor
-        Layer -> ``(C_out,)`` float64, the mean over images and places. A layer that no derivative reaches,
-        where the forward pass detaches or leaves PyTorch, is not in it; no layer is where the backward
-        pass fails.
+        Layer -> ``(C_out,)`` float64, the mean over images and places, summed over a layer's calls. A
+        layer that no derivative reaches, where the forward pass detaches or leaves PyTorch, is not in it;
+        no layer is where the backward pass fails.
     """
     try:
         return _sensitivity(model, layers, batches, torch.Generator().manual_seed(seed))
@@ -62,13 +62,13 @@ def _sensitivity(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], generator: torch.Generator
 ) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    edges: dict[str, GradientEdge] = {}
+    edges: dict[str, list[GradientEdge]] = {}
 
     def remember(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
             # the edge, not the tensor: an activation may work in place
             if output.requires_grad:
-                edges[name] = get_gradient_edge(output)
+                edges.setdefault(name, []).append(get_gradient_edge(output))
 
         return hook
 
@@ -81,12 +81,15 @@ def _sensitivity(
                 projection = _projected(run(model, few), generator)
                 if projection is None or not edges:
                     return {}
-                found = torch.autograd.grad(projection, list(edges.values()), allow_unused=True)
-                for name, slope in zip(edges, found, strict=True):
+                calls = [(name, edge) for name, own in edges.items() for edge in own]
+                found = torch.autograd.grad(projection, [edge for _, edge in calls], allow_unused=True)
+                for (name, _), slope in zip(calls, found, strict=True):
                     if slope is not None:
                         squares = _per_channel(layers[name], slope.double().square())
                         total[name] = total.get(name, 0.0) + squares
                 seen += count(few)
+                if seen >= IMAGES:
+                    break
             if seen >= IMAGES:
                 break
     return {name: sums / seen for name, sums in total.items() if bool(sums.isfinite().all())}

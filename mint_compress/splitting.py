@@ -62,7 +62,8 @@ def draw_from_batches(source: Source, classes: int, count: int, *, seed: int) ->
     spare: list[tuple[Inputs, Tensor]] = []
     for images, labels in batches(source, 256, generator=torch.Generator().manual_seed(seed)):
         for row, label in enumerate(labels):
-            image = select(images, slice(row, row + 1))
+            # a copy: a view would keep the whole batch
+            image = select(images, torch.tensor([row]))
             # a label map (segmentation) is no class; such images are taken as they come
             key = int(label) if label.ndim == 0 else -1
             if key < 0 or taken[key] < quota:

@@ -51,7 +51,7 @@ ORDER = [
         "features",
         "groups",
     ),
-    *("sensitivity", "calibration", "estimators", "scoring", "planning"),
+    *("sensitivity", "contributions", "calibration", "estimators", "scoring", "planning"),
     *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "layouts", "finetuning"),
     *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
     *("shipping", "importance", "compression", "sweeping", "cli"),

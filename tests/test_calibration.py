@@ -9,15 +9,15 @@ import pytest
 import torch
 from networks import Chain, build, images
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mint_compress.calibration import (
     MomentSum,
     calibrate,
-    contribution_rows,
-    contribution_units,
     rows_wanted,
 )
 from mint_compress.channels import consumer_units, unit_offsets
+from mint_compress.contributions import contribution_rows, contribution_units
 from mint_compress.errors import MintError
 from mint_compress.groups import find_groups
 from mint_compress.patches import input_rows, output_positions, output_rows
@@ -116,8 +116,49 @@ def test_a_wide_layer_is_described_by_contributions(monkeypatch: pytest.MonkeyPa
     rows = contribution_rows(layer, input_rows(layer, given, output, torch.tensor([0])), units)[0]
     assert moments.form == "contributions" and moments.covariance.shape == (1, 4, 4)
     assert moments.column_units.tolist() == [sorted(set(units.tolist()))]
-    np.testing.assert_allclose(moments.covariance[0], np.cov(rows.double().numpy().T, bias=True), atol=1e-9)
+    # each output has a mean of its own, which a bias takes up
+    of_output = rows.reshape(len(x), -1, 4).double().numpy().transpose(1, 2, 0)
+    within = np.mean([np.cov(o, bias=True) for o in of_output], 0)
+    np.testing.assert_allclose(moments.covariance[0], within, atol=1e-9)
+    split = calibrate(model, groups, [x[:2], x[2:7], x[7:]]).moments["fc1"]
+    np.testing.assert_allclose(split.covariance[0], within, atol=1e-9)
     assert torch.equal(moments.weight, torch.ones(1, 4, 1, dtype=moments.weight.dtype))
+
+
+class Scaled(nn.Linear):
+    """Not what its weight says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * 0.5, self.bias)
+
+
+class Tokens(nn.Module):
+    """An MLP on tokens, in windows of four of an image each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, 8), Scaled(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(-1, 2, 6)
+        windows = windows + self.down(F.relu(self.up(windows)))
+        return self.head(windows.reshape(x.shape).mean(1))  # type: ignore[no-any-return]
+
+
+def test_tokens_of_an_unusual_linear_layer_are_rows() -> None:
+    torch.manual_seed(0)
+    model, x = Tokens().eval(), torch.randn(10, 8, 6)
+    groups = find_groups(model, x[:1])
+    calibration = calibrate(model, groups, [x], samples=True)
+    given, output = recorded(model, ["down"], x)["down"]
+    assert calibration.moments["down"].form == "pixels"
+    rows = given.reshape(-1, 8).double().numpy()
+    np.testing.assert_allclose(
+        calibration.moments["down"].covariance[0], np.cov(rows.T, bias=True), atol=1e-9
+    )
+    inputs, outputs = calibration.samples["down"]  # one row an image, whatever the windows
+    torch.testing.assert_close(inputs, given.reshape(10, 8, 8).mean(1))
+    torch.testing.assert_close(outputs, output.reshape(10, 8, 6).mean(1))
 
 
 def test_samples_are_paired_spatial_means() -> None:

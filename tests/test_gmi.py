@@ -316,3 +316,10 @@ def test_what_cannot_work_is_refused() -> None:
         gmi(x, draw(2, 20, 19))
     with pytest.raises(MintError, match="noise must be a finite number, at least 0, not -1"):
         gmi(x, y, noise=-1)
+
+
+def test_constant_parents_need_no_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parents = torch.cat([torch.randn(30, 3, generator=generator), torch.zeros(30, 37)], 1)
+    children = parents[:, :1] + 0.1 * torch.randn(30, 1, generator=generator)
+    assert gmi(children, parents).shape == (1, 40)

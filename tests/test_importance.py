@@ -210,3 +210,63 @@ def test_without_batches_there_is_no_importance() -> None:
     model, _ = network("chain")
     with pytest.raises(MintError, match="at least one batch"):
         MutualInformationImportance(model, [])
+
+
+class Attention(nn.Module):
+    """Attention as timm writes it."""
+
+    def __init__(self, dim: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, dim // heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Tokens, attention, an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.head = nn.Linear(6, 16), Attention(), nn.Linear(16, 3)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.attention(x)
+        return self.head((x + self.down(self.up(x).relu())).mean(1))  # type: ignore[no-any-return]
+
+
+def test_heads_are_not_chosen_by_the_scores_of_the_stream() -> None:
+    """Torch-Pruning begins a group of heads at the input of the projection, whose outputs are the stream."""
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(32, 5, 6)
+    importance, asked = MutualInformationImportance(model, x.split(16)), {}
+
+    def spy(group: Any) -> Tensor | None:
+        found = importance(group)
+        asked[group[0].dep.target.name.split(" ")[0], group[0].dep.handler.__name__] = found
+        return found
+
+    pruner = tp.pruner.BasePruner(
+        model, x[:1], spy, pruning_ratio=0.5, num_heads={model.attention.qkv: 4}, prune_num_heads=True,
+        head_pruning_ratio=0.5, ignored_layers=[model.head],
+    )  # fmt: skip
+    pruner.step()
+    assert asked.pop(("attention.proj", "prune_in_channels")) is None
+    assert (
+        model.attention.qkv.out_features == 48 and model.embed.out_features == 8
+    )  # all heads, half the stream
+    assert any(found is not None for found in asked.values())
+
+
+def test_a_pruner_of_a_copy_is_refused() -> None:
+    model, x = network("vgg")
+    importance = MutualInformationImportance(model, [x])
+    pruner = tp.pruner.BasePruner(copy.deepcopy(model), x[:1], importance, pruning_ratio=0.5)
+    with pytest.raises(MintError, match="another network than the one that was scored"):
+        pruner.step()

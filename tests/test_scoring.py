@@ -182,3 +182,39 @@ def test_samples_are_scored_position_by_position() -> None:
     assert {n: len(v) for n, v in found.nats.items()} == {"left": 4, "right": 3, "join": 5}
     again = score(groups, calibration, estimator="gmi")
     assert all(torch.equal(v, again.nats[n]) for n, v in found.nats.items())
+
+
+def test_a_channel_group_that_is_dead_says_nothing_and_stops_nothing() -> None:
+    """Behind the second convolution's last four outputs the ReLU is never open."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(8, 3))
+    with torch.no_grad():
+        layers[2].bias[4:] = -100  # type: ignore[index]
+    x = torch.randn(32, 3, 8, 8)
+    groups = find_groups(model.eval(), x[:1])
+    calibration = calibrate(model, groups, [x])
+    assert not calibration.sensitivity["2"][4:].any()
+    nats = score(groups, calibration).nats
+    assert all(bool(values.isfinite().all()) for values in nats.values())
+    assert set(nats["2"].argsort()[:4].tolist()) == {4, 5, 6, 7} or len(nats["2"]) == 4
+    plan(groups, ChannelScores(nats, "gaussian", 32, 0), Budget(0.4, round_to=1))
+
+
+@pytest.mark.parametrize("columns", [8192, 4])
+def test_a_constant_channel_goes_first_however_wide_its_reader(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias takes it up, whatever the weights it is multiplied with."""
+    monkeypatch.setattr("mint_compress.calibration.MAX_COLUMNS", columns)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0, 2.0
+    x = torch.randn(256, 6)
+    groups = find_groups(model, x[:1])
+    calibration = calibrate(model, groups, list(x.split(100)))
+    assert calibration.moments["2"].form == ("patches" if columns == 8192 else "contributions")
+    nats = score(groups, calibration).nats["0"]
+    assert nats.argmin() == 3 and float(nats[3]) < 0.01 * float(nats.median())

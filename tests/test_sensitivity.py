@@ -132,3 +132,30 @@ def test_equal_costs_are_the_noise_there_was_without_them() -> None:
     )
     torch.testing.assert_close(same, plain)
     torch.testing.assert_close(other * torch.tensor([1.0, 2.0, 4.0]), other[:1].expand(3))
+
+
+@pytest.mark.parametrize("batch", [8, 64, 300])
+def test_so_many_images_are_looked_at_however_they_come(batch: int) -> None:
+    model = two_layers(nn.ReLU())
+    x = inputs(300, 3)
+    found = output_sensitivity(model, {"0": model[0]}, list(x.split(batch)))["0"]
+    active = model[0](x[:64]) > 0
+    slope = model[2].weight.detach().double().square() * active
+    torch.testing.assert_close(found, slope.mean(0), rtol=1e-5, atol=1e-12)
+
+
+def test_all_calls_of_a_layer_count() -> None:
+    torch.manual_seed(0)
+    shared, one, two = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.one, self.two = shared, one, two
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 10 * self.one(self.shared(x)) + self.two(self.shared(x + 1))  # type: ignore[no-any-return]
+
+    found = output_sensitivity(Twice(), {"shared": shared}, [inputs(20, 3)])["shared"]
+    exact = 100 * one.weight.detach().double().square() + two.weight.detach().double().square()
+    torch.testing.assert_close(found, exact[0], rtol=1e-5, atol=0)

@@ -124,9 +124,10 @@ def _residual(samples: Samples, child: Tensor, ridge: float) -> Callable[[Tensor
     plus that times W_p.
     """
     y, rows = samples.parents, samples.rows
-    if rows <= y.shape[1] + 1:
+    varying = sum(map(len, samples.parent_groups))  # a constant column explains nothing
+    if rows <= varying + 1:
         raise MintError(
-            f"{rows} rows are too few to regress {y.shape[1]} parent columns out. "
+            f"{rows} rows are too few to regress {varying} parent columns out. "
             "Draw more samples per class, or use the estimator gaussian."
         )
     covariance = y.T @ y / rows

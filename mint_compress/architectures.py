@@ -239,6 +239,8 @@ def _found(spec: str) -> Callable[..., Any]:
             found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
+    except SystemExit as error:
+        raise MintError(f"{spec} cannot be imported: it calls sys.exit({error.code!r}).") from None
     except (ImportError, SyntaxError, NameError, *DAMAGED) as error:
         raise MintError(f"{spec} cannot be imported: {first_line(error)}") from None
     if not callable(found) or isinstance(found, nn.Module):
@@ -251,7 +253,7 @@ def _called(builder: Builder) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             made = make(**builder.kwargs)
-    except (ImportError, NameError, *DAMAGED) as error:
+    except (ImportError, NameError, SystemExit, *DAMAGED) as error:
         raise MintError(
             f"{builder.name} failed when it was called with {builder.kwargs or 'no arguments'}: "
             f"{first_line(error)}"

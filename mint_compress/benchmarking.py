@@ -34,8 +34,8 @@ class Latency:
     runs: int
 
     def __str__(self) -> str:
-        p99 = "-" if self.p99 is None else f"{self.p99:.2f}"
-        return f"{self.median:>9.2f} {self.p90:>9.2f} {p99:>9} {self.runs:>7}"
+        p99 = "-" if self.p99 is None else f"{self.p99:#.4g}"
+        return f"{self.median:>#9.4g} {self.p90:>#9.4g} {p99:>9} {self.runs:>7}"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 PROGRAM = "mint-compress"
 DEBUG = "MINT_COMPRESS_DEBUG"
 LOADING = "load PyTorch"
-WIDE = {"max_content_width": 100}
+WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 UNCHECKED = ("arch", "ignore", "prune_inputs", "trust")
 """Options about which nothing can be said before the network is there."""
 
@@ -41,7 +44,10 @@ class DefaultGroup(click.Group):
         ctx.obj = shlex.join([PROGRAM, *args])
         if not args:
             args = ["--help"]
-        if args[0] not in (*self.commands, "--help", "--version"):
+        if args[0] == "help":
+            args = ["--help", *args[1:]]
+        if args[0] not in (*self.commands, "-h", "--help", "--version"):
+            _check_command(args[0], list(self.commands))
             args = ["compress", *args]
         return super().parse_args(ctx, args)
 
@@ -63,7 +69,9 @@ class DefaultGroup(click.Group):
         run = partial(cast("Callable[..., Any]", super().main), *args, standalone_mode=False, **kwargs)
         if not standalone_mode:
             return run()
-        sys.exit(exit_status(run))
+        with _ended_as_by_ctrl_c():
+            status = exit_status(run)
+        sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -74,6 +82,33 @@ class DefaultGroup(click.Group):
         except EOFError as error:
             # click would take it for Ctrl-D; here it can only be a broken file
             raise RuntimeError(f"EOFError: {error}") from error
+
+
+def _check_command(word: str, commands: list[str]) -> None:
+    """Refuse what was meant to be a command, rather than take it for a model."""
+    alike = get_close_matches(word, commands, n=1, cutoff=0.75)
+    if alike and not Path(word).exists():
+        raise MintError(f"There is no command and no model file {word!r}. Did you mean {alike[0]}?")
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, from timeout or a scheduler, and a closed terminal leave no files behind either."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # handlers can be set there only
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _arguments(command: click.Command) -> list[str]:
@@ -92,6 +127,8 @@ def exit_status(run: Callable[[], Any]) -> int:
         return _failed(error.format_message(), 2, error)
     except MintError as error:
         return _failed(str(error), error.exit_code, error)
+    except SystemExit as error:
+        return _failed(f"a module of yours called sys.exit({error.code!r})", 2, error)
     except Exception as error:
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         return _failed(f"{said} (unexpected; {DEBUG}=1 shows the traceback)", 1, error)

@@ -23,7 +23,6 @@ from mint_compress.data import Data, load_data, synthetic_images
 from mint_compress.devices import resolve_device
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.evaluation import accuracy, chance_warning
-from mint_compress.exporting import find_exporter
 from mint_compress.features import inputs_read
 from mint_compress.finetuning import finetune
 from mint_compress.groups import after_trial, find_groups
@@ -46,7 +45,7 @@ from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.reporting import Report
 from mint_compress.scoring import score, uses_samples
-from mint_compress.shipping import ship, write_plan
+from mint_compress.shipping import check_target, ship, write_plan
 from mint_compress.verification import layer_counts
 
 CALIBRATION_IMAGES = 1024
@@ -179,7 +178,7 @@ def compress(
     )  # fmt: skip
     target = None if output is None else outputs(Path(output))
     if target is not None:
-        find_exporter(target.export)
+        check_target(target, provider)
     where = resolve_device(device)
     tell = progress or (lambda *_: None)
     tell("read the model", 0, 1)
@@ -390,7 +389,14 @@ def _read_plan(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:
 
 
 def _check_plan(model: nn.Module, example: Inputs, found: Sequence[ChannelGroup], plan: PruningPlan) -> None:
-    """Refuse a plan that came from elsewhere and does something else than take channels out."""
+    """Refuse a plan from elsewhere that takes what must stay, or does more than take channels out."""
+    taken = {cut.group for cut in plan.groups if cut.removed}
+    for group in found:
+        if group.name in taken and not group.prunable:
+            raise MintError(
+                f"The plan takes channels of {group.name}, which must stay: {group.reason}. "
+                "Write a new one with --dry-run."
+            )
     for before, after in zip(found, after_trial(model, example, found, plan), strict=True):
         if after.reason != before.reason:
             raise MintError(f"The plan is wrong at {after.name}: {after.reason}. Write one with --dry-run.")

@@ -144,7 +144,7 @@ def load_data(
     name, _, place = spec.partition(":")
     if spec == "digits":
         return _digits(options)
-    if spec.endswith(".npz"):
+    if spec.lower().endswith(".npz"):
         return _npz(options)
     if name in TORCHVISION:
         return _torchvision(options, name, place)
@@ -153,6 +153,8 @@ def load_data(
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         return _foreign(options)
     problem = f"No such folder: {spec!r}" if "/" in spec or "\\" in spec else f"Unknown data {spec!r}"
+    if Path(spec).is_file():
+        problem = f"{spec!r} is a file of another kind"
     raise MintError(f"{problem}. Choose from: {CHOICES}.")
 
 

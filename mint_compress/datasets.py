@@ -155,6 +155,8 @@ class FolderDataset(ImageDataset):
         channels, height, width = self.shape
         try:
             with Image.open(path) as file:
+                if file.mode[0] in "IF":  # PIL would clip them to 0..255, to white
+                    raise MintError(f"{path} has more than 8 bits a pixel ({file.mode}). Convert it first.")
                 image = file.convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ def accuracy(
     batch_size
         Images at a time.
     progress
-        Called as ("accuracy", batches done, batches in all).
+        Called as ("accuracy", batches done, batches in all), 0 in all where that is not known.
 
     Raises
     ------
@@ -44,7 +46,10 @@ def accuracy(
         An empty dataset, a label that the network has no output for, or no logits.
     """
     where = resolve_device(device)
-    total = batch_count(dataset, batch_size) if progress else 0
+    total = 0
+    if progress:
+        with suppress(MintError):  # a stream without a length can be measured as well
+            total = batch_count(dataset, batch_size)
     seen = 0
     right = torch.zeros((), dtype=torch.int64, device=where)
     with evaluating(model), placed(model, where), torch.inference_mode():

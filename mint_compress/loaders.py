@@ -75,6 +75,10 @@ def _call(spec: str) -> Any:
             raise
         except ModuleNotFoundError as error:
             raise MintError(f"Cannot import {module_name!r} for the data {spec!r}: {error}.") from error
+        except SystemExit as error:
+            raise MintError(
+                f"The data function {spec} called sys.exit({error.code!r}). It must return loaders."
+            ) from error
         except Exception as error:
             reason = " ".join(str(error).split())
             raise MintError(f"The data function {spec} failed: {type(error).__name__}: {reason}") from error
@@ -82,11 +86,12 @@ def _call(spec: str) -> Any:
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         yield
     finally:
-        sys.path.remove(str(Path.cwd()))
+        sys.path.remove(here)
 
 
 def _hold_out(spec: str, train: Source) -> tuple[Source, Source]:

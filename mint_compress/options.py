@@ -109,6 +109,10 @@ def check_options(
     if isinstance(device, str) and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise MintError(f"Unknown device {device!r}. Choose from: auto, cpu, cuda, cuda:N.")
     _check_input(input_shape, mean, std)
+    if mean is not None and data is None:
+        raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
+    if samples_per_class is not None and estimator == "gaussian":
+        raise MintError("samples-per-class is for gmi, mint and knn; gaussian takes --calibration-images.")
     _check_data(data)
     if isinstance(plan, (str, Path)):
         check_file("plan", plan)
@@ -299,6 +303,8 @@ def _check_data(data: object) -> None:
 
 
 def _check_output(output: Path, model: object, *, dry_run: bool, force: bool) -> None:
+    if output.name.startswith("."):
+        raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
     if not output.suffix or output.suffix == ".":
         raise MintError(f"Output {str(output)!r} has no suffix. Name the format, as in {output.name}.onnx.")
     if not output.parent.is_dir():

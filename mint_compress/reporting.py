@@ -191,8 +191,8 @@ def _latency_lines(times: Mapping[str, Mapping[str, float | None]]) -> Iterator[
         if t["median"] is None:
             yield title, "latency not measured"
             continue
-        p90, p99 = ("not measured" if t[p] is None else f"{t[p]:.3f} ms" for p in ("p90", "p99"))
-        yield title, f"median {t['median']:.3f} ms, p90 {p90}, p99 {p99} ({t['runs'] or 0:,} runs)"
+        p90, p99 = ("not measured" if t[p] is None else f"{t[p]:#.4g} ms" for p in ("p90", "p99"))
+        yield title, f"median {t['median']:#.4g} ms, p90 {p90}, p99 {p99} ({t['runs'] or 0:,} runs)"
 
 
 def _speedup_line(speedup: float | None, macs_ratio: float | None, provider: str | None) -> str:
@@ -239,7 +239,9 @@ def _accuracy_lines(accuracy: Mapping[str, float | None]) -> Iterator[tuple[str,
     yield "Accuracy", f"{_percent(original, 2)} original, {_percent(pruned, 2)} after removal"
     last = next((value for value in (finetuned, repaired, pruned) if value is not None), None)
     change = "" if last is None or original is None else f" ({100 * (last - original):+.2f} points)"
-    yield "", f"{_percent(repaired, 2)} after repair, {_percent(finetuned, 2)} after fine-tuning{change}"
+    repair = "not repaired" if repaired is None else f"{_percent(repaired, 2)} after repair"
+    tuning = "not fine-tuned" if finetuned is None else f"{_percent(finetuned, 2)} after fine-tuning"
+    yield "", f"{repair}, {tuning}{change}"
 
 
 def _receipt_line(receipt: Mapping[str, int | None]) -> str:

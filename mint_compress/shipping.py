@@ -17,6 +17,7 @@ from torch import nn
 from mint_compress.benchmarking import benchmark
 from mint_compress.checkpoints import builder_of, save
 from mint_compress.counting import Progress
+from mint_compress.errors import MintError
 from mint_compress.exporting import arrays, export, find_exporter
 from mint_compress.files import sha256_of
 from mint_compress.inputs import Inputs, count, select
@@ -76,7 +77,9 @@ def ship(
         tell("export", 0, 2)
         exported = export(pruned, example, stage.export, metadata=_metadata(report))
         tell("export", 1, 2)
-        reference = export(original, example, stage.export.with_name("original" + stage.export.suffix))
+        beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
+        beside.mkdir()
+        reference = export(original, example, beside / stage.export.name)
         tell("export", 2, 2)
         modules = {name for name, _ in pruned.named_modules()}
         receipt, parity = verify(
@@ -102,6 +105,21 @@ def ship(
         )
         moves = {made: target.export.with_name(made.name) for made in exported.files}
         return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+
+
+def check_target(target: Outputs, provider: str) -> None:
+    """Find out before anything is computed that files can be written there, and run on the provider.
+
+    Raises
+    ------
+    MintError
+        The folder cannot be written, there is no exporter for the suffix, or no such provider here.
+    """
+    exporter = find_exporter(target.export)
+    with _staging(target) as stage:
+        if provider == "cuda":  # asked for by name; it may be there and not load
+            probe = export(nn.Linear(1, 1), torch.zeros(2, 1), stage.export)
+            exporter.open(probe.path, device=provider)
 
 
 def _metadata(report: Report) -> dict[str, str]:
@@ -139,7 +157,10 @@ def write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Rep
 @contextmanager
 def _staging(target: Outputs) -> Iterator[Outputs]:
     """A hidden folder beside the output, gone at the end whatever happens."""
-    folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
+    except OSError as error:
+        raise MintError(f"Cannot write to {target.export.parent}: {error.strerror or error}.") from None
     try:
         yield outputs(Path(folder) / target.export.name)
     finally:

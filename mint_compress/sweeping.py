@@ -112,8 +112,9 @@ def sweep(
         raise MintError(f"A sweep writes a .csv file, not {csv_path.name!r}. Give -o NAME.csv.")
     json_path = csv_path.with_suffix(".json")
     rows = _read(json_path)
-    if not rows and csv_path.exists():
-        raise MintError(f"{csv_path} is there and is no sweep's. Give another name with -o.")
+    for path in (csv_path, csv_path.with_suffix(".svg")):
+        if not rows and path.exists():
+            raise MintError(f"{path} is there and is no sweep's. Give another name with -o.")
     common = {
         "model": _identity(model), "data": _identity(data), **settings, "version": version("mint-compress")
     }  # fmt: skip

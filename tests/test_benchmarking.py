@@ -116,9 +116,11 @@ def test_result_prints_itself() -> None:
     assert str(result).splitlines() == [
         "ms          median       p90       p99    runs",
         "original     12.50     13.00         -      40",
-        "pruned        5.00      6.25      7.12     140",
+        "pruned       5.000     6.250     7.125     140",
         "speed-up 2.50x on CPU",
     ]
+    tiny = Latency(0.0042, 0.0061, 0.0103, 140)
+    assert str(tiny).split() == ["0.004200", "0.006100", "0.01030", "140"]
 
 
 def test_a_smaller_file_is_faster(tmp_path: Path) -> None:

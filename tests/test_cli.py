@@ -326,6 +326,7 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
         ),
         (MemoryError(), 1, "Error: MemoryError (unexpected; MINT_COMPRESS_DEBUG=1"),
         (OSError(28, "No space left on device"), 1, "Error: OSError: [Errno 28] No space left on device ("),
+        (SystemExit(0), 2, "Error: a module of yours called sys.exit(0)"),
         (KeyboardInterrupt(), 130, "Interrupted; nothing was written."),
     ],
 )
@@ -371,7 +372,8 @@ main()
 """
 
 
-def test_ctrl_c_ends_with_130_one_line_and_no_file(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_with_130_one_line_and_no_file(folder: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", SLOW, "model.pt", "--ratio", "0.5", "-o", "out.onnx"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes, **LISTENS) as process:
@@ -379,7 +381,7 @@ def test_ctrl_c_ends_with_130_one_line_and_no_file(folder: Path) -> None:
         assert process.stderr.readline() == "load PyTorch ...\n"
         assert process.stderr.readline() == "Scoring ...\n"
         assert process.stderr.readline() == "a builder that prints\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, "", "Interrupted; nothing was written.\n")
     assert [path.name for path in folder.iterdir()] == ["model.pt"]
@@ -437,6 +439,14 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         assert f"--{name}" in result.stdout, name
     assert "  inspect MODEL  " in result.stdout and "bench A.onnx B.onnx" in result.stdout
     assert invoke().stdout == result.stdout
+
+
+def test_what_is_nearly_a_command_is_not_taken_for_a_model(folder: Path) -> None:
+    said = invoke("inspec", "model.pt").stderr
+    assert said == "Error: There is no command and no model file 'inspec'. Did you mean inspect?\n"
+    (folder / "sweeps").touch()
+    assert "Did you mean" not in invoke("sweeps", "--ratio", "0.5").stderr
+    assert invoke("help").stdout == invoke("-h").stdout == invoke("--help").stdout
 
 
 def test_help_of_each_command_and_the_version() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mint_compress.data import IMAGENET, Data, load_data, synthetic_images
-from mint_compress.datasets import ArrayDataset, Augmented, ImageDataset, batches
+from mint_compress.datasets import ArrayDataset, Augmented, FolderDataset, ImageDataset, batches
 from mint_compress.errors import MintError
 
 IMAGENET_MEAN, IMAGENET_STD = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
@@ -361,6 +361,13 @@ def test_bad_folders_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "test" / "fox").rename(tmp_path / "test" / "eel")
     (tmp_path / "test" / "cat" / "3.png").write_bytes(b"no picture")
     data = load_data(str(tmp_path), input_shape=(3, 16, 16))
+    deep = Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))
+    assert deep.mode.startswith("I")
+    deep.save(tmp_path / "deep.png")
+    with pytest.raises(MintError, match=r"deep\.png has more than 8 bits a pixel \(I"):
+        FolderDataset([(str(tmp_path / "deep.png"), 0)], shape=(1, 8, 8)).gather(torch.tensor([0]))
+    with pytest.raises(MintError, match=r"deep\.png' is a file of another kind\. Choose from"):
+        load_data(str(tmp_path / "deep.png"))
     with pytest.raises(MintError, match=r"Cannot read the image .*3\.png"):
         everything(data.test)
     for image in (tmp_path / "train" / "cat").iterdir():

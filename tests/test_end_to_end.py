@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commands import LISTENS, good, refused
+from commands import LISTENS, good, invoke, refused
 from torch import nn
 
 import mint_compress
@@ -342,7 +342,27 @@ def test_without_data_nothing_is_said_about_accuracy(folder: Path) -> None:
     assert report["parity"]["max_rel"] <= 1e-4
 
 
+def test_the_output_may_be_called_original(folder: Path) -> None:
+    report = good(f"{MLP} --ratio 0.5 --epochs 0 -o original.onnx")
+    assert report["receipt"]["export"] == report["parameters"]["after"] < report["parameters"]["before"]
+    stored = onnx.load(folder / "original.onnx").graph.initializer
+    assert sum(int(np.prod(t.dims)) for t in stored) < report["parameters"]["before"]
+
+
 # Stopping and failing
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_a_provider_that_is_not_there_is_refused_before_anything_is_computed(folder: Path) -> None:
+    result = invoke(f"{MLP} --ratio 0.5 -o out.onnx --provider cuda")
+    assert result.exit_code == 2 and "CUDA was asked for, but ONNX Runtime loaded" in result.stderr
+    assert "calibrate" not in result.stderr and "analyse" not in result.stderr
+
+
+def test_a_plan_that_takes_what_must_stay_is_refused(folder: Path) -> None:
+    good(f"{MLP} --ratio 0.5 -o out.onnx --dry-run")
+    said = refused(folder, f"{MLP} --plan out.plan.json --ignore layers.0 -o out.onnx")
+    assert "The plan takes channels of layers.0, which must stay: ignored by the user (layers.0)" in said
 
 
 @pytest.mark.parametrize("stage", ["repair", "export"])

@@ -84,6 +84,10 @@ def test_accuracy_is_the_exact_share_in_eval_mode(wrap: str) -> None:
     assert model.training
     assert not model.drop.training
     assert accuracy(model, DataLoader(dataset, batch_size=2)) == 4 / 7
+    calls.clear()
+    stream = (batch for batch in DataLoader(dataset, batch_size=4))
+    assert accuracy(model, stream, progress=lambda *a: calls.append(a)) == 4 / 7
+    assert calls == [("accuracy", 1, 0), ("accuracy", 2, 0)]  # a stream does not say how much there is
 
 
 def test_accuracy_counts_pixels_of_label_maps() -> None:

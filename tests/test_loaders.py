@@ -23,6 +23,9 @@ def made(n, classes=4):
 BATCH = (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
 def three(): return {"train": made(40), "val": made(8), "test": made(12)}
 def two(): return DataLoader(made(40), batch_size=8, shuffle=True), DataLoader(made(12), batch_size=5)
+def leaves():
+    raise SystemExit(0)
+
 def broken(): raise ValueError("no disk")
 def number(): return 5
 def keys(): return {"train": made(4), "tset": made(4)}
@@ -68,6 +71,7 @@ def test_a_function_gives_datasets_or_loaders() -> None:
     [
         ("nowhere", "has no attribute 'nowhere'"),
         ("broken", "failed: ValueError: no disk"),
+        ("leaves", r"my_loaders:leaves called sys\.exit\(0\)"),
         ("number", "returned int"),
         ("keys", "returned keys train, tset"),
         ("iterators", "train is a list_iterator"),

@@ -64,6 +64,8 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
             {"mean": (0.5, 0.5), "std": (1.0, 1.0), "input_shape": (3, 8, 8)},
             "mean and std have 2 values, but",
         ),
+        ({"mean": (0.5,), "std": (1.0,)}, "mean and std are what data are normalised with"),
+        ({"samples_per_class": 5}, "samples-per-class is for gmi, mint and knn"),
         ({"data": "nowhere.npz"}, "No such data: 'nowhere.npz'."),
         ({"data": "a" * 5000}, "No such data: "),
         ({"plan": "none.plan.json", "ratio": None}, "No such plan file: 'none.plan.json'."),

@@ -117,6 +117,9 @@ def test_a_sweep_in_which_nothing_works_says_why(model: nn.Module, tmp_path: Pat
     with pytest.raises(MintError, match=r"writes a \.csv file, not 'out.json'"):
         sweep(model, DATA, Grid((0.5,)), tmp_path / "out.json", **SETTINGS)
     (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "drawing.svg").write_text("mine")
+    with pytest.raises(MintError, match=r"drawing\.svg is there and is no sweep's"):
+        sweep(model, DATA, Grid((0.5,)), tmp_path / "drawing.csv", **SETTINGS)
     (tmp_path / "table.csv").write_text("mine")
     with pytest.raises(MintError, match=r"table\.csv is there and is no sweep's"):
         sweep(model, DATA, Grid((0.5,)), tmp_path / "table.csv", **SETTINGS)

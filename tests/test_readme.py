@@ -195,3 +195,20 @@ def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
     assert report["speedup"] > 1
     last = done.stdout.splitlines()[-10:]
     assert last[0].startswith("Parameters") and last[-1].startswith("Written")
+
+
+# Reasons
+
+
+def test_the_reasons_of_the_document_are_those_of_the_source_and_cover_what_was_seen() -> None:
+    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "reasons.md").read_text(), re.MULTILINE)
+    assert len(rows) == len(set(rows)) > 25
+    source = "".join(path.read_text() for path in (ROOT / "mint_compress").glob("*.py"))
+    source = source.replace('{}"', "").replace("its channels cannot be removed: ", "")
+    for row in rows:
+        assert row.removeprefix("its channels cannot be removed: ") in source, row
+    lines = (ROOT / "benchmarks" / "results" / "coverage.jsonl").read_text().splitlines()
+    seen = {reason for line in lines for reason in json.loads(line).get("reasons", {})}
+    assert len(seen) > 10
+    for reason in seen:
+        assert any(row in reason for row in rows), reason

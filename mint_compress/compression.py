@@ -40,7 +40,7 @@ from mint_compress.inputs import (
 from mint_compress.models import load_model
 from mint_compress.options import check_options, outputs
 from mint_compress.planning import Budget
-from mint_compress.planning import plan as make_plan
+from mint_compress.planning import plan as choose_plan
 from mint_compress.plans import PruningPlan
 from mint_compress.pruning import prune_
 from mint_compress.reporting import Report
@@ -375,7 +375,7 @@ def _plan(
         seed=settings.seed, progress=settings.progress,
     )  # fmt: skip
     while True:
-        plan = make_plan(found, scores, budget)
+        plan = choose_plan(found, scores, budget)
         tried = after_trial(model, example, found, plan)
         if [g.prunable for g in tried] == [g.prunable for g in found]:
             return plan, found, notes

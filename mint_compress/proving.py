@@ -18,11 +18,6 @@ from mint_compress.twins import TOLERANCE, Reference, training_flags
 from mint_compress.twins import change as change_between
 
 
-def map_fault(reference: Reference, group: ChannelGroup, generator: torch.Generator) -> str | None:
-    """Why one group's map may not be trusted, or None when the permutation check holds."""
-    return map_faults(reference, [group], generator)[0]
-
-
 def map_faults(
     reference: Reference,
     groups: Sequence[ChannelGroup],

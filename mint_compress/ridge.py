@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mint_compress.calibration import MAX_COLUMNS, MomentSum
+from mint_compress.calibration import MAX_COLUMNS, WIDE, MomentSum
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Tried for every layer, as shares of the mean input variance; the best on held-out images is used."""
@@ -101,7 +101,7 @@ class _Primal(RidgeFit):
         self._all: _Normal | None = None
 
     def _take(self, both: Tensor, held_out: bool) -> None:
-        self._sums[held_out].add(both.double() if self.columns <= 1024 else both)
+        self._sums[held_out].add(both.double() if self.columns <= WIDE else both)
 
     def _held_out_errors(self, prior: Tensor) -> tuple[float, dict[float, float], float]:
         fitted = _Normal.of(self._sums[0], self.columns, self.intercept)

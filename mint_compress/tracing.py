@@ -179,14 +179,14 @@ class Trace:
             fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim
             if not fits or (labels.shape[dim], output.shape[dim]) != (inside, outside):
                 self._refuse(module, [given], "is called in a way that is not understood")
-            elif not isinstance(module, NORMS) and self._mixes_places(module, labels, dim):
+            elif not isinstance(module, NORMS) and self._mixes_places(labels, dim):
                 self._pass_over(module, given, output, dim)
             elif isinstance(module, WEIGHTED):
                 self._weighted(module, labels, output, dim)
             else:
                 self._norm(module, labels, output, dim)
 
-    def _mixes_places(self, module: Any, labels: Tensor, dim: int) -> bool:
+    def _mixes_places(self, labels: Tensor, dim: int) -> bool:
         vary = self.units.varying(labels)
         return bool(vary) and dim not in vary
 

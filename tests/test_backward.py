@@ -13,7 +13,6 @@ from mint_compress.estimators.backward import backward_elimination
 from mint_compress.estimators.elimination import (
     Regression,
     eliminate,
-    gaussian_from_moments,
     information,
     regression,
 )
@@ -163,6 +162,13 @@ def set_up(
     return [regression(s, w, owner, units, noise=noise, ridge=0.0) for s, w, owner in problems]
 
 
+def one_by_one(covariance: Tensor, weight: Tensor, owner: Tensor, units: int, *, ridge: float) -> Tensor:
+    """Every unit's information, all others being given."""
+    return information(
+        [regression(covariance, weight, owner, units, noise=1e-2, ridge=ridge)], torch.arange(units)
+    )
+
+
 # units of one, two and three columns, scattered; -1 stays
 SCATTERED = [3, 0, 1, -1, 1, 2, 3, 0, 3, -1, 4]
 
@@ -170,7 +176,7 @@ SCATTERED = [3, 0, 1, -1, 1, 2, 3, 0, 3, -1, 4]
 def test_scores_from_moments_are_those_from_samples() -> None:
     y = draw(30, 200, 7) @ draw(31, 7, 7)
     weight, groups = draw(32, 7, 3), torch.tensor([0, 1, 1, 2, 3, 2, 2])
-    found = gaussian_from_moments(torch.cov(y.T, correction=0), weight, groups, 4, noise=1e-2, ridge=0.0)
+    found = one_by_one(torch.cov(y.T, correction=0), weight, groups, 4, ridge=0.0)
     expected = gaussian(y @ weight, y, parent_groups=groups, noise=1e-2, correct=False)
     assert found.shape == (4,)
     assert torch.allclose(found, expected.sum(0), rtol=0, atol=1e-9)
@@ -179,7 +185,7 @@ def test_scores_from_moments_are_those_from_samples() -> None:
 def test_first_removal_is_the_cheapest_of_all() -> None:
     p = problem(40, SCATTERED, 4)
     order, losses = elimination([p], 5, 1e-2)
-    scores = gaussian_from_moments(*p, 5, noise=1e-2, ridge=0.0)
+    scores = one_by_one(*p, 5, ridge=0.0)
     assert int(scores.argmin()) == order[0]
     assert float(scores.min()) == pytest.approx(losses[0], abs=1e-10)
 
@@ -225,7 +231,7 @@ def test_of_two_copies_one_is_free_and_the_other_dear() -> None:
     y = torch.cat([y, y[:, 1:2]], 1)  # column 4 is a copy of column 1
     weight = torch.tensor([[1.0], [0.8], [0.9], [1.1], [0.7]], dtype=torch.float64)
     moments = (torch.cov(y.T, correction=0), weight, torch.arange(5))
-    scores = gaussian_from_moments(*moments, 5, noise=1e-2, ridge=1e-6)
+    scores = one_by_one(*moments, 5, ridge=1e-6)
     assert bool((scores[[1, 4]] < 1e-3).all()) and bool((scores[[0, 2, 3]] > 1).all())
     order, losses = eliminate([regression(*moments, 5, noise=1e-2, ridge=1e-6)], 5)
     assert int(order[0]) in (1, 4)

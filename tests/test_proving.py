@@ -13,7 +13,7 @@ from torch import nn
 
 from mint_compress.channels import ChannelGroup, Member
 from mint_compress.groups import find_groups
-from mint_compress.proving import map_fault
+from mint_compress.proving import map_faults
 from mint_compress.twins import float64_twin, reference_run
 
 
@@ -37,7 +37,7 @@ def swapped(group: ChannelGroup, layer: str, first: int, second: int) -> Channel
 
 def fault(name: str, group: ChannelGroup, model: nn.Module | None = None) -> str | None:
     twin, inputs = float64_twin(model or build(name), (images(name),))
-    return map_fault(reference_run(twin, inputs), group, torch.Generator().manual_seed(0))
+    return map_faults(reference_run(twin, inputs), [group], torch.Generator().manual_seed(0))[0]
 
 
 @pytest.mark.parametrize(

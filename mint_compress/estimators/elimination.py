@@ -170,23 +170,6 @@ def regression(
     return Regression(precision, weight.clone(), unit_columns(column_units, units), noise * observed)
 
 
-def gaussian_from_moments(
-    covariance: Tensor, weight: Tensor, column_units: Tensor, units: int, *, noise: float, ridge: float
-) -> Tensor:
-    """Score every unit once, all others being given, from second moments.
-
-    Parameters and errors are those of :func:`regression`.
-
-    Returns
-    -------
-    Tensor
-        ``(units,)`` float64 nats, summed over the children. Copies of one channel all look
-        dispensable here; :func:`eliminate` sees that one of them has to stay.
-    """
-    problem = regression(covariance, weight, column_units, units, noise=noise, ridge=ridge)
-    return information([problem], torch.arange(units, device=weight.device))
-
-
 def cholesky(matrix: Tensor, whose: str) -> Tensor:
     """Lower factor of ``(..., d, d)``; an error that says ``whose`` covariance is singular."""
     factor: Tensor

@@ -408,8 +408,9 @@ def _counted(
     """What the report says about sizes, counted from the two networks themselves."""
     before, after = parameters(original), parameters(pruned)
     macs = [sum(layer_macs(m, example).values()) for m in (original, pruned)]
-    if plan.asked_macs is not None and macs[1] != plan.macs[1]:
-        # of the parameters prune_ has made sure
+    if plan.asked_macs is not None and macs[1] > plan.macs[1]:
+        # of the parameters prune_ has made sure. Fewer are right where layers mix places: those compute
+        # less, too, when channels that only pass through them go
         raise CheckFailed(
             f"The network does {macs[1]:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}."
         )

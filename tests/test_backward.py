@@ -300,3 +300,19 @@ def test_bad_moments_are_refused() -> None:
         regression(torch.ones(3, 3), weight.float(), owner, 3, noise=1e-2, ridge=0)
     with pytest.raises(MintError, match="noise must be positive, not 0"):
         regression(covariance, weight, owner, 3, noise=0, ridge=0)
+
+
+def test_removal_in_blocks_with_a_reader_that_has_none_of_the_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second problem reads the last unit alone, which is the dearest of all."""
+    covariance, weight, _ = problem(90, list(range(60)), 4)
+    wide = [(covariance, weight, torch.arange(60))]
+    one = torch.ones(1, 1, dtype=torch.float64)
+    narrow = [(one, 1e3 * one, torch.tensor([60]))]
+    both = eliminate(set_up(wide + narrow, 61), 61)[0]
+    assert int(both[-1]) == 60
+    monkeypatch.setattr(module, "EXACT_COLUMNS", 20)
+    order, losses = eliminate(set_up(wide + narrow, 61), 61)
+    assert sorted(order.tolist()) == list(range(61)) and int(order[-1]) == 60
+    assert bool(losses.isfinite().all())

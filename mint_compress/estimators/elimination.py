@@ -57,6 +57,8 @@ class Regression:
         """Variance each child would lose with each unit, ``(len(units), C)``."""
         columns = self.blocks[units]
         width = columns.shape[1]
+        if not len(self.precision):  # none of the units is read here
+            return self.weight.new_zeros(len(units), self.weight.shape[1])
         present = columns >= 0
         if width == 1 and bool(present.all()):  # a linear layer: nothing to invert
             own = self.precision[columns, columns]

@@ -15,13 +15,7 @@ from mint_compress.channels import ChannelGroup, unit_offsets
 from mint_compress.counting import Progress
 from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
-from mint_compress.estimators.elimination import (
-    LEAST_IMPORTANCE,
-    Regression,
-    eliminate,
-    information,
-    regression,
-)
+from mint_compress.estimators.elimination import Regression, eliminate, information, regression
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +163,8 @@ def _problems(
         importance = _importance(seen, calibration.sensitivity.get(layer))
         matrices = (seen.covariance, seen.weight, seen.column_units, importance)
         for covariance, weight, columns, counts in zip(*matrices, strict=True):
+            if counts is not None and not bool(counts.any()):
+                continue  # what a dead channel group reads is of no use
             column_units = torch.where(columns >= 0, owner_here[columns.clamp_min(0)], -1)
             problem = regression(
                 covariance, weight, column_units, units, noise=NOISE, ridge=RIDGE, importance=counts
@@ -184,9 +180,7 @@ def _importance(seen: LayerMoments, sensitivity: Tensor | None) -> Sequence[Tens
     """
     if sensitivity is None or seen.form != "patches" or not bool(sensitivity.any()):
         return [None] * len(seen.weight)
-    # a whole channel group may be dead; what the least counts for is a matter of the layer
-    counts = sensitivity.clamp_min(LEAST_IMPORTANCE * sensitivity.max())
-    return list(counts.to(seen.weight).reshape(len(seen.weight), -1))
+    return list(sensitivity.to(seen.weight).reshape(len(seen.weight), -1))
 
 
 def _components(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:

@@ -198,7 +198,16 @@ def test_a_channel_group_that_is_dead_says_nothing_and_stops_nothing() -> None:
     assert not calibration.sensitivity["2"][4:].any()
     nats = score(groups, calibration).nats
     assert all(bool(values.isfinite().all()) for values in nats.values())
-    assert set(nats["2"].argsort()[:4].tolist()) == {4, 5, 6, 7} or len(nats["2"]) == 4
+    # a position of the first layer is a channel of each channel group, and only the live one counts
+    seen, units = calibration.moments["2"], torch.arange(4).repeat_interleave(9)
+    live = regression(
+        seen.covariance[0], seen.weight[0], units, 4, noise=NOISE, ridge=RIDGE,
+        importance=calibration.sensitivity["2"][:4],
+    )  # fmt: skip
+    order, losses = eliminate([live], 4)
+    assert nats["0"].argsort().tolist() == order.tolist()
+    share = nats["0"][order] / torch.cummax(losses, 0).values
+    torch.testing.assert_close(share, torch.full_like(share, 1 / 8), rtol=1e-9, atol=0)
     plan(groups, ChannelScores(nats, "gaussian", 32, 0), Budget(0.4, round_to=1))
 
 

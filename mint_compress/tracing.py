@@ -24,6 +24,7 @@ from mint_compress.outputs import tensors_in
 from mint_compress.patches import in_channels, out_channels
 from mint_compress.selection import Selecting
 
+MIXES = "mixes places, not channels"
 HEAD = "head: its channels are the network's outputs"
 
 LAYERS = (*WEIGHTED, *NORMS, nn.Embedding)
@@ -198,7 +199,7 @@ class Trace:
             self._refuse(module, [given], "reads along a dimension that is not the channels'")
             return
         self.beyond_graph = True
-        self.odd.setdefault(name, f"{type(module).__name__} mixes places, not channels ({name})")
+        self.odd.setdefault(name, f"{type(module).__name__} {MIXES} ({name})")
         shape = [
             o if d == dim else s for d, (s, o) in enumerate(zip(labels.shape, output.shape, strict=True))
         ]

@@ -109,7 +109,7 @@ class EvenAndOdd(Base):
 @pytest.mark.parametrize("ratio", [0.2, 0.4])
 def test_channels_that_are_split_by_turns(ratio: float) -> None:
     model = made(EvenAndOdd)
-    pruned, report = compressed(model, ratio=ratio, ignore=())
+    pruned, report = compressed(model, ratio=ratio)
     assert same_as_ignoring(model, pruned, report)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mint_compress.errors import MintError
-from mint_compress.options import check_benchmark, check_options, outputs
+from mint_compress.options import check_benchmark, check_options, check_sweep, outputs
 
 
 @pytest.fixture
@@ -13,6 +13,13 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
     path.write_bytes(b"x")
     return path
+
+
+def test_a_grid_may_hold_samples_for_those_estimators_that_look_at_them(model: Path, tmp_path: Path) -> None:
+    check_sweep(
+        model=model, output=tmp_path / "out.csv", data="digits", ratio=(0.5,), macs_ratio=None,
+        estimator=("gaussian", "gmi"), groups=(0,), upper_limit=(0.9,), samples_per_class=(20, 30), seed=(0,),
+    )  # fmt: skip
 
 
 def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 import mint_compress as mc
-from mint_compress.architectures import original_input_shape
-from mint_compress.counting import parameters
-from mint_compress.data import synthetic_images
-from mint_compress.models import Builder
-from mint_compress.outputs import tensors_in
-from mint_compress.planning import most_removed
-from mint_compress.scoring import uses_samples
+from mint_compress.checkpoints.loading import Builder
+from mint_compress.checkpoints.registry import original_input_shape
+from mint_compress.data.specs import synthetic_images
+from mint_compress.nn.counting import parameters
+from mint_compress.nn.outputs import tensors_in
+from mint_compress.planning.search import most_removed
+from mint_compress.scoring.scores import uses_samples
 
 RATIO = 0.5
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512, 1024)

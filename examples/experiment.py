@@ -12,7 +12,7 @@ from rows import Results, cases, compress
 from settings import Experiment
 from tables import write
 
-from mint_compress.devices import resolve_device
+from mint_compress.nn.devices import resolve_device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

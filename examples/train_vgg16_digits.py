@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from mint_compress.data import load_data
-from mint_compress.datasets import ImageDataset
-from mint_compress.devices import seeded
+from mint_compress.data.datasets import ImageDataset
+from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
-from mint_compress.evaluation import accuracy
-from mint_compress.finetuning import finetune
+from mint_compress.nn.devices import seeded
+from mint_compress.training.evaluation import accuracy
+from mint_compress.training.finetuning import finetune
 from mint_compress.zoo import BUILDERS
 
 ARCH = "vgg16_cifar"

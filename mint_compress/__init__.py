@@ -9,63 +9,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mint_compress.benchmarking import benchmark
-    from mint_compress.calibration import Calibration, calibrate
-    from mint_compress.channels import ChannelGroup
-    from mint_compress.checkpoints import save
-    from mint_compress.compensation import compensate_
+    from mint_compress.checkpoints.files import save
+    from mint_compress.checkpoints.loading import load, load_model
     from mint_compress.compression import compress
-    from mint_compress.data import Data, load_data
+    from mint_compress.data.specs import Data, load_data
     from mint_compress.errors import CheckFailed, MintError
-    from mint_compress.evaluation import accuracy
-    from mint_compress.exporting import export
-    from mint_compress.finetuning import finetune
-    from mint_compress.groups import find_groups
+    from mint_compress.exporting.benchmarking import benchmark
+    from mint_compress.exporting.protocol import export
+    from mint_compress.exporting.receipt import Receipt, verify
+    from mint_compress.graph.finding import find_groups
+    from mint_compress.graph.groups import ChannelGroup
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.inspecting import Inspection, inspect_model
-    from mint_compress.models import load, load_model
-    from mint_compress.planning import Budget, plan
-    from mint_compress.plans import PruningPlan
-    from mint_compress.pruning import prune_
+    from mint_compress.planning.search import Budget, plan
+    from mint_compress.repair.compensation import compensate_
     from mint_compress.reporting import Report
-    from mint_compress.scoring import ChannelScores, score
+    from mint_compress.scoring.calibration import Calibration, calibrate
+    from mint_compress.scoring.scores import ChannelScores, score
+    from mint_compress.surgery.pruning import prune_
+    from mint_compress.surgery.pruning_plan import PruningPlan
     from mint_compress.sweeping import Grid, sweep
-    from mint_compress.verification import Receipt, verify
+    from mint_compress.training.evaluation import accuracy
+    from mint_compress.training.finetuning import finetune
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Budget": "planning",
-    "Calibration": "calibration",
-    "ChannelGroup": "channels",
-    "ChannelScores": "scoring",
+    "Budget": "planning.search",
+    "Calibration": "scoring.calibration",
+    "ChannelGroup": "graph.groups",
+    "ChannelScores": "scoring.scores",
     "CheckFailed": "errors",
-    "Data": "data",
+    "Data": "data.specs",
     "Grid": "sweeping",
     "Inspection": "inspecting",
     "MintError": "errors",
     "MutualInformationImportance": "importance",
-    "PruningPlan": "plans",
-    "Receipt": "verification",
+    "PruningPlan": "surgery.pruning_plan",
+    "Receipt": "exporting.receipt",
     "Report": "reporting",
-    "accuracy": "evaluation",
-    "benchmark": "benchmarking",
-    "calibrate": "calibration",
-    "compensate_": "compensation",
+    "accuracy": "training.evaluation",
+    "benchmark": "exporting.benchmarking",
+    "calibrate": "scoring.calibration",
+    "compensate_": "repair.compensation",
     "compress": "compression",
-    "export": "exporting",
-    "find_groups": "groups",
-    "finetune": "finetuning",
+    "export": "exporting.protocol",
+    "find_groups": "graph.finding",
+    "finetune": "training.finetuning",
     "inspect_model": "inspecting",
-    "load": "models",
-    "load_data": "data",
-    "load_model": "models",
-    "plan": "planning",
-    "prune_": "pruning",
-    "save": "checkpoints",
-    "score": "scoring",
+    "load": "checkpoints.loading",
+    "load_data": "data.specs",
+    "load_model": "checkpoints.loading",
+    "plan": "planning.search",
+    "prune_": "surgery.pruning",
+    "save": "checkpoints.files",
+    "score": "scoring.scores",
     "sweep": "sweeping",
-    "verify": "verification",
+    "verify": "exporting.receipt",
 }
 
 __all__ = [

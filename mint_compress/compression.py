@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.calibration import calibrate
-from mint_compress.channels import ChannelGroup
-from mint_compress.checkpoints import builder_of, input_shape_of, remember_builder
-from mint_compress.compensation import Repair, compensate_
-from mint_compress.copies import bare_copy, copied
-from mint_compress.counting import Progress, evaluating, layer_macs, parameters
-from mint_compress.data import Data, load_data, synthetic_images
-from mint_compress.devices import resolve_device
+from mint_compress.checkpoints.files import builder_of, input_shape_of, remember_builder
+from mint_compress.checkpoints.loading import load_model
+from mint_compress.data.specs import Data, load_data, synthetic_images
 from mint_compress.errors import CheckFailed, MintError
-from mint_compress.evaluation import accuracy, chance_warning
-from mint_compress.features import inputs_read
-from mint_compress.finetuning import finetune
-from mint_compress.groups import after_trial, find_groups
-from mint_compress.inputs import (
+from mint_compress.exporting.receipt import layer_counts
+from mint_compress.exporting.shipping import check_target, ship, write_plan
+from mint_compress.graph.finding import after_trial, find_groups
+from mint_compress.graph.groups import ChannelGroup
+from mint_compress.graph.input_groups import inputs_read
+from mint_compress.graph.label_tracing import MIXES
+from mint_compress.nn.copying import bare_copy, copied
+from mint_compress.nn.counting import Progress, evaluating, layer_macs, parameters
+from mint_compress.nn.devices import resolve_device
+from mint_compress.nn.io import (
     Inputs,
     InputShape,
     by_position,
@@ -37,17 +37,17 @@ from mint_compress.inputs import (
     split,
     to,
 )
-from mint_compress.models import load_model
-from mint_compress.options import check_options, outputs
-from mint_compress.planning import Budget
-from mint_compress.planning import plan as choose_plan
-from mint_compress.plans import PruningPlan
-from mint_compress.pruning import prune_
+from mint_compress.planning.search import Budget
+from mint_compress.planning.search import plan as choose_plan
+from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import Report
-from mint_compress.scoring import score, uses_samples
-from mint_compress.shipping import check_target, ship, write_plan
-from mint_compress.tracing import MIXES
-from mint_compress.verification import layer_counts
+from mint_compress.scoring.calibration import calibrate
+from mint_compress.scoring.scores import score, uses_samples
+from mint_compress.settings import check_options, outputs
+from mint_compress.surgery.pruning import prune_
+from mint_compress.surgery.pruning_plan import PruningPlan
+from mint_compress.training.evaluation import accuracy, chance_warning
+from mint_compress.training.finetuning import finetune
 
 CALIBRATION_IMAGES = 1024
 SAMPLES_PER_CLASS = 250

@@ -10,14 +10,14 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from mint_compress.calibration import calibrate
-from mint_compress.channels import ChannelGroup
-from mint_compress.counting import WEIGHTED, Progress
 from mint_compress.errors import MintError
-from mint_compress.groups import find_groups
-from mint_compress.inputs import by_position, of_batch, select
-from mint_compress.scoring import ChannelScores, score, uses_samples
-from mint_compress.slicing import slicer_of
+from mint_compress.graph.finding import find_groups
+from mint_compress.graph.groups import ChannelGroup
+from mint_compress.nn.counting import WEIGHTED, Progress
+from mint_compress.nn.io import by_position, of_batch, select
+from mint_compress.scoring.calibration import calibrate
+from mint_compress.scoring.scores import ChannelScores, score, uses_samples
+from mint_compress.surgery.slicing import slicer_of
 
 
 class MutualInformationImportance(tp.importance.Importance):  # type: ignore[misc]

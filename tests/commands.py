@@ -11,7 +11,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from mint_compress.cli import main
+from mint_compress.cli.app import main
 
 # a test run that a shell has put into the background ignores Ctrl-C, and hands that on to its children
 LISTENS: dict[str, Any] = (

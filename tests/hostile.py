@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.checkpoints import HEADER_KEY, Builder, _checksum, remember_builder, save
+from mint_compress.checkpoints.files import HEADER_KEY, Builder, _checksum, remember_builder, save
 from mint_compress.zoo import BUILDERS
 
 

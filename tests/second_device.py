@@ -25,10 +25,10 @@ from torch.utils import cpp_extension
 from toydata import arrays
 
 import mint_compress as mc
-from mint_compress import finetuning
 from mint_compress.estimators import find_estimator
 from mint_compress.estimators.backward import backward_elimination
 from mint_compress.estimators.gmi import gmi
+from mint_compress.training import finetuning
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 CPU = torch.device("cpu")

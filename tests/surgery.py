@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mint_compress.plans import PruningPlan
+from mint_compress.surgery.pruning_plan import PruningPlan
 
 
 def randomise(model: nn.Module) -> nn.Module:

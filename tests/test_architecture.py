@@ -137,7 +137,7 @@ def test_only_three_files_know_torch_pruning() -> None:
 
 
 def test_only_finetuning_knows_accelerate() -> None:
-    assert importers("accelerate") == {"mint_compress.finetuning"}
+    assert importers("accelerate") == {"mint_compress.training.finetuning"}
 
 
 def test_the_core_never_imports_an_exporter_by_name() -> None:
@@ -198,7 +198,7 @@ def test_only_the_command_writes_to_the_terminal() -> None:
         if path.name != "cli.py":
             assert not names & {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, path.name
         assert "print" not in names, path.name
-    assert importers("click") == {"mint_compress.cli", "mint_compress.arguments"}
+    assert importers("click") == {"mint_compress.cli.app", "mint_compress.cli.options"}
     assert importers("rich") <= {f"mint_compress.{one}" for one in ("cli", "reporting", "inspecting")}
 
 
@@ -206,9 +206,9 @@ def test_only_the_command_writes_to_the_terminal() -> None:
     "code",
     [
         "import mint_compress",
-        "import mint_compress.options, mint_compress.errors, mint_compress.reporting",
-        "from mint_compress.cli import main; main(['--help'], standalone_mode=False)",
-        "from mint_compress.cli import main; main(['--version'], standalone_mode=False)",
+        "import mint_compress.settings, mint_compress.errors, mint_compress.reporting",
+        "from mint_compress.cli.app import main; main(['--help'], standalone_mode=False)",
+        "from mint_compress.cli.app import main; main(['--version'], standalone_mode=False)",
     ],
 )
 def test_it_answers_within_a_second_and_without_torch(code: str) -> None:
@@ -231,7 +231,7 @@ def test_the_document_has_every_module_in_order_and_in_its_own_words() -> None:
     wanted = list(ORDER)
     after = wanted.index("estimators") + 1
     wanted[after:after] = [f"estimators.{name}" for name in estimators]
-    wanted += ["mint_exporters.onnx", "mint_exporters.attention"]
+    wanted += ["mint_exporters.onnx", "mint_exporters.onnx_attention"]
     assert [name for name, _ in said] == wanted
     for name, words in said:
         whole = name if name.startswith("mint_exporters.") else f"mint_compress.{name}"
@@ -252,7 +252,7 @@ def test_the_estimator_of_the_document_scores(monkeypatch: pytest.MonkeyPatch) -
     assert found.shape == (1, 2)
     assert found[0].tolist() == pytest.approx([math.log(2) / 2, 0], abs=0.01)
 
-    monkeypatch.setattr("mint_compress.scoring.find_estimator", lambda name: names[name])
+    monkeypatch.setattr("mint_compress.scoring.scores.find_estimator", lambda name: names[name])
     model = Chain().eval()
     batches = [torch.randn(64, 3, 6, 6, generator=generator)]
     groups = mint_compress.find_groups(model, batches[0])

@@ -17,14 +17,14 @@ from torch import nn
 from toydata import CLASSES, arrays, task
 
 from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
-from mint_compress.compensation import Repair
 from mint_compress.compression import _little_computed, _unrepaired
-from mint_compress.counting import parameters
-from mint_compress.evaluation import accuracy
-from mint_compress.finetuning import finetune
-from mint_compress.groups import find_groups
-from mint_compress.planning import make_plan
-from mint_compress.plans import LayerCut
+from mint_compress.graph.finding import find_groups
+from mint_compress.nn.counting import parameters
+from mint_compress.planning.search import make_plan
+from mint_compress.repair.compensation import Repair
+from mint_compress.surgery.pruning_plan import LayerCut
+from mint_compress.training.evaluation import accuracy
+from mint_compress.training.finetuning import finetune
 
 QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
 

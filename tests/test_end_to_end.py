@@ -19,11 +19,11 @@ from commands import LISTENS, good, invoke, refused
 from torch import nn
 
 import mint_compress
-from mint_compress.data import Data, load_data
-from mint_compress.finetuning import finetune
+from mint_compress.data.specs import Data, load_data
+from mint_compress.training.finetuning import finetune
 from mint_compress.zoo import BUILDERS
 
-COMMAND = [sys.executable, "-c", "from mint_compress.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from mint_compress.cli.app import main; main()"]
 RESNET = "resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16"
 QUICK = "--epochs 1 --calibration-images 128 --bench-seconds 0.3"
 MLP = "mlp.pt --data digits --calibration-images 128 --bench-seconds 0.1"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mint_compress import MintError, MutualInformationImportance
-from mint_compress.counting import parameters
+from mint_compress.nn.counting import parameters
 from mint_compress.zoo import PaddedBlock
 
 

@@ -12,10 +12,10 @@ from networks import Chain, build, images
 from torch import nn
 
 from mint_compress import MintError, compress, find_groups, load_model, save
-from mint_compress.counting import layer_macs, parameters
+from mint_compress.checkpoints.loading import Builder
 from mint_compress.inspecting import Inspection, inspect_model, inspected
-from mint_compress.models import Builder
-from mint_compress.planning import most_removed
+from mint_compress.nn.counting import layer_macs, parameters
+from mint_compress.planning.search import most_removed
 from mint_compress.zoo import BUILDERS
 
 

@@ -67,7 +67,7 @@ def test_metadata_names_the_licence_the_command_and_the_exporter(wheel: zipfile.
     assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
     points = configparser.ConfigParser()
     points.read_string(wheel.read(f"{info}/entry_points.txt").decode())
-    assert dict(points["console_scripts"]) == {"mint-compress": "mint_compress.cli:main"}
+    assert dict(points["console_scripts"]) == {"mint-compress": "mint_compress.cli.app:main"}
     assert dict(points["mint_compress.exporters"]) == {"onnx": "mint_exporters.onnx:OnnxExporter"}
 
 

@@ -20,7 +20,7 @@ from networks import Chain, images
 from toydata import arrays
 
 import mint_compress
-from mint_compress.cli import main
+from mint_compress.cli.app import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -179,7 +179,7 @@ def test_the_importance_block_runs_as_printed() -> None:
 def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
     script = ROOT / "examples" / "train_vgg16_digits.py"
     subprocess.run([sys.executable, script, tmp_path / "vgg16.pt"], check=True, cwd=ROOT)
-    command = [sys.executable, "-c", "from mint_compress.cli import main; main()"]
+    command = [sys.executable, "-c", "from mint_compress.cli.app import main; main()"]
     done = subprocess.run(
         [*command, *shlex.split(QUICK_START)[1:]], cwd=tmp_path, capture_output=True, text=True
     )

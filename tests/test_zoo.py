@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mint_compress.counting import parameters
+from mint_compress.nn.counting import parameters
 from mint_compress.zoo import BUILDERS, INPUT_SHAPES, PaddedBlock
 
 

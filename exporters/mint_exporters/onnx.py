@@ -21,9 +21,9 @@ from torch import nn
 
 import mint_compress
 from mint_compress.errors import CheckFailed, MintError
-from mint_compress.exporting import Array, ExportResult, InputSpec, on_cpu
-from mint_compress.inputs import Inputs, mapped, tensors
-from mint_exporters.attention import FourDimensional
+from mint_compress.exporting.protocol import Array, ExportResult, InputSpec, on_cpu
+from mint_compress.nn.io import Inputs, mapped, tensors
+from mint_exporters.onnx_attention import FourDimensional
 
 if TYPE_CHECKING:
     import onnx_ir

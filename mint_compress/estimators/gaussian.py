@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mint_compress.counting import Progress
 from mint_compress.errors import MintError
-from mint_compress.estimators.blocks import at_once
 from mint_compress.estimators.copula import normal_scores
 from mint_compress.estimators.elimination import cholesky
+from mint_compress.estimators.memory import at_once
 from mint_compress.estimators.samples import (
     Samples,
     check_samples,
@@ -30,6 +29,7 @@ from mint_compress.estimators.samples import (
     full_precision,
     mean_square,
 )
+from mint_compress.nn.counting import Progress
 
 SINGULAR = 1e-10
 """A column of whose variance the others leave no more than this is taken for determined."""

@@ -39,13 +39,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mint_compress.counting import Progress
 from mint_compress.errors import MintError
-from mint_compress.estimators.blocks import at_once
 from mint_compress.estimators.conditioning import CONDITIONINGS, Pool, pools
+from mint_compress.estimators.memory import at_once
 from mint_compress.estimators.mst import cross_edges
 from mint_compress.estimators.neighbours import cross_neighbours
 from mint_compress.estimators.samples import Samples, check_samples, check_share
+from mint_compress.nn.counting import Progress
 
 GRAPHS = ("knn", "mst")
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mint_compress.counting import Progress
 from mint_compress.estimators.gmi import gmi
+from mint_compress.nn.counting import Progress
 
 
 def mint(

@@ -126,10 +126,10 @@ def _counter(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     if device.type == "cpu":
         return cross_edges_by_prim
     if _triton_works(device):
-        from mint_compress.estimators.prim_triton import cross_edges_by_triton
+        from mint_compress.estimators.mst_triton import cross_edges_by_triton
 
         return cross_edges_by_triton
-    from mint_compress.estimators.boruvka import cross_edges_by_boruvka
+    from mint_compress.estimators.mst_boruvka import cross_edges_by_boruvka
 
     return cross_edges_by_boruvka
 
@@ -167,7 +167,7 @@ def _triton_works(device: torch.device) -> bool:
     labels = torch.tensor([True, False], device=device)
     base = torch.zeros(1, 2, 2, device=device)
     try:
-        from mint_compress.estimators.prim_triton import cross_edges_by_triton
+        from mint_compress.estimators.mst_triton import cross_edges_by_triton
 
         return cross_edges_by_triton(base, base[..., :1], labels).item() == 1
     except Exception as error:  # a compiler or a driver that is missing shows itself in many ways

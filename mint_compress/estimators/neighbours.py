@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mint_compress.estimators.blocks import at_once
+from mint_compress.estimators.memory import at_once
 
 CACHED = 2**18
 """Distances worked on at a time on a CPU, so that they stay in its cache."""

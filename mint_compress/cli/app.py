@@ -1,0 +1,378 @@
+"""The command: options in, one report out. The only file that writes to the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from mint_compress.cli.options import BENCH, COMPRESS, FILE, INSPECT, SWEEP, SectionedCommand, options
+from mint_compress.errors import MintError
+from mint_compress.settings import check_benchmark, check_file, check_inspection, check_options, check_sweep
+
+if TYPE_CHECKING:
+    from mint_compress.inspecting import Inspection
+    from mint_compress.nn.counting import Progress
+    from mint_compress.reporting import Report
+
+PROGRAM = "mint-compress"
+DEBUG = "MINT_COMPRESS_DEBUG"
+LOADING = "load PyTorch"
+WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+UNCHECKED = ("arch", "ignore", "prune_inputs", "trust")
+"""Options about which nothing can be said before the network is there."""
+
+
+class DefaultGroup(click.Group):
+    """``compress`` may be left out; every failure is one line on stderr and an exit status."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = shlex.join([PROGRAM, *args])
+        if not args:
+            args = ["--help"]
+        if args[0] == "help":
+            args = ["--help", *args[1:]]
+        if args[0] not in (*self.commands, "-h", "--help", "--version"):
+            _check_command(args[0], list(self.commands))
+            args = ["compress", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(PROGRAM, "[compress] MODEL --ratio R -o OUT.onnx [options]")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        compress.format_options(ctx, formatter)
+        others = [(name, command) for name, command in self.commands.items() if command is not compress]
+        with formatter.section("Other commands"):
+            formatter.write_dl(
+                [
+                    (" ".join([name, *_arguments(command)]), command.get_short_help_str(90))
+                    for name, command in others
+                ]
+            )
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        run = partial(cast("Callable[..., Any]", super().main), *args, standalone_mode=False, **kwargs)
+        if not standalone_mode:
+            return run()
+        with _ended_as_by_ctrl_c():
+            status = exit_status(run)
+        sys.exit(status)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # caught before click sees it: click would print an empty line first
+            raise click.exceptions.Abort from None
+        except EOFError as error:
+            # click would take it for Ctrl-D; here it can only be a broken file
+            raise RuntimeError(f"EOFError: {error}") from error
+
+
+def _check_command(word: str, commands: list[str]) -> None:
+    """Refuse what was meant to be a command, rather than take it for a model."""
+    alike = get_close_matches(word, commands, n=1, cutoff=0.75)
+    if alike and not Path(word).exists():
+        raise MintError(f"There is no command and no model file {word!r}. Did you mean {alike[0]}?")
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, from timeout or a scheduler, and a closed terminal leave no files behind either."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # handlers can be set there only
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _arguments(command: click.Command) -> list[str]:
+    return [param.metavar or "" for param in command.params if isinstance(param, click.Argument)]
+
+
+def exit_status(run: Callable[[], Any]) -> int:
+    """Run a command and turn whatever it raises into one line on stderr and a status."""
+    try:
+        status = run()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Abort as error:
+        click.echo(f"Interrupted; {str(error) or 'nothing was written'}.", err=True)
+        return 130
+    except click.ClickException as error:
+        return _failed(error.format_message(), 2, error)
+    except MintError as error:
+        return _failed(str(error), error.exit_code, error)
+    except SystemExit as error:
+        return _failed(f"a module of yours called sys.exit({error.code!r})", 2, error)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        return _failed(f"{said} (unexpected; {DEBUG}=1 shows the traceback)", 1, error)
+
+
+def _failed(message: str, status: int, error: BaseException) -> int:
+    if _debug():
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _debug() -> bool:
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+@contextmanager
+def terminal(quiet: bool) -> Iterator[Progress]:
+    """Keep stdout for results and the terminal free of third parties; give a progress callback.
+
+    Warnings of this package become one line each on stderr. All settings are restored.
+    """
+    with ExitStack() as stack:
+        if not _debug():
+            # read by the C++ side of torch when it is loaded
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        stack.enter_context(_logging_to_stderr(quiet))
+        # a builder or a loader of the user's may print; stdout is for the report alone
+        sink = stack.enter_context(open(os.devnull, "w")) if quiet else sys.stderr
+        stack.enter_context(redirect_stdout(sink))
+        yield _no_bars if quiet else stack.enter_context(_bars())
+
+
+@contextmanager
+def third_parties_silenced() -> Iterator[None]:
+    """Nothing from the loggers of the libraries that were imported before; their levels are restored."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logger.level if _debug() else logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # rich, while it draws bars, puts what arrives on sys.stderr above them
+        click.echo(
+            f"{record.levelname.capitalize()}: {' '.join(record.getMessage().split())}", file=sys.stderr
+        )
+
+
+@contextmanager
+def _logging_to_stderr(quiet: bool) -> Iterator[None]:
+    handler: logging.Handler = logging.NullHandler() if quiet else _Lines(logging.WARNING)
+    handlers = [(logging.getLogger(name), handler) for name in ("mint_compress", "mint_exporters")]
+    if not _debug():
+        # without any handler at the root, Python prints the warnings of every library
+        handlers.append((logging.getLogger(), logging.NullHandler()))
+    for logger, handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+
+
+def _no_bars(stage: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A bar per stage on a terminal, cleared at the end; elsewhere one plain line per stage."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    if not console.is_terminal or console.is_dumb_terminal:
+
+        def line(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = TaskID(0)
+                click.echo(f"{stage} ...", err=True)
+
+        yield line
+        return
+    name = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def bar(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield bar
+
+
+@click.group(cls=DefaultGroup, context_settings=WIDE)
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM)
+def main() -> None:
+    """Make a trained PyTorch network smaller, repair it, and export it: checked and timed.
+
+    The channels that carry the least information about the next layer go, physically.
+    """
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("model", metavar="MODEL", type=FILE)
+@options(COMPRESS)
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM)
+@click.pass_obj
+def compress(
+    command: str, /, model: Path, output: Path | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Prune MODEL, repair and fine-tune it, export it, check it and time it."""
+    if output is None:
+        raise MintError("No output given. Name the file to write, for example -o small.onnx.")
+    wanted = _wanted(given)
+    check_options(model=model, output=output, **{k: v for k, v in given.items() if k not in UNCHECKED})
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.compression import compress as run
+
+        progress(LOADING, 1, 1)
+        with third_parties_silenced():
+            _, report = run(
+                model,
+                given.pop("data"),
+                output=output,
+                command=command,
+                progress=progress,
+                **wanted,
+                **given,
+            )
+    _show(report, as_json, quiet)
+
+
+def _wanted(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the ``--no-...`` flags out of ``given``, as what they turn off."""
+    return {name: not given.pop(f"no_{name}") for name in ("compensate", "distill", "augment")}
+
+
+def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(result.to_json())
+    elif not quiet:
+        from rich.console import Console
+
+        Console(highlight=False).print(result)
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("model", metavar="MODEL", type=FILE)
+@options(INSPECT)
+def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
+    """List the channel groups of MODEL, why some must stay, and the largest possible --ratio."""
+    check_inspection(model=model, **{k: given[k] for k in ("input_shape", "upper_limit", "round_to")})
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.inspecting import inspect_model
+
+        progress(LOADING, 1, 1)
+        with third_parties_silenced():
+            result = inspect_model(model, progress=progress, **given)
+    _show(result, as_json, quiet)
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("model", metavar="MODEL", type=FILE)
+@options(SWEEP)
+def sweep(
+    model: Path, output: Path, data: str, as_json: bool, quiet: bool, ratio: tuple[float, ...] | None,
+    macs_ratio: tuple[float, ...] | None, estimator: tuple[str, ...], groups: tuple[int, ...],
+    upper_limit: tuple[float, ...], samples_per_class: tuple[int, ...] | None, seed: tuple[int, ...],
+    **given: Any,
+) -> None:  # fmt: skip
+    """Compress MODEL with every combination of a grid; what is there is kept."""
+    wanted = _wanted(given)
+    check_sweep(
+        model=model, output=output, data=data, ratio=ratio, macs_ratio=macs_ratio, estimator=estimator,
+        groups=groups, upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
+        **{k: v for k, v in given.items() if k not in UNCHECKED},
+    )  # fmt: skip
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.sweeping import Grid, table
+        from mint_compress.sweeping import sweep as run
+
+        progress(LOADING, 1, 1)
+        grid = Grid(
+            ratio or (None,), estimator, groups, upper_limit, samples_per_class or (None,), seed,
+            macs_ratio or (None,),
+        )  # fmt: skip
+        with third_parties_silenced():
+            try:
+                rows = run(model, data, grid, output, progress=progress, **wanted, **given)
+            except KeyboardInterrupt:
+                if not output.exists():
+                    raise
+                raise click.exceptions.Abort(f"the rows made so far are in {output}") from None
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif not quiet:
+        click.echo(table(rows))
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("a", metavar="A.onnx", type=FILE)
+@click.argument("b", metavar="B.onnx", type=FILE)
+@options(BENCH)
+def bench(a: Path, b: Path, provider: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Time two exported models in turn: A B A B."""
+    for path in (a, b):
+        check_file("model", path)
+    check_benchmark(provider=provider, **given)
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        from mint_compress.exporting.benchmarking import benchmark_files
+
+        progress(LOADING, 1, 1)
+        with third_parties_silenced():
+            result = benchmark_files(a, b, device=provider, progress=progress, **given)
+    if as_json:
+        times = {"original": asdict(result.original), "pruned": asdict(result.pruned)}
+        report = {"latency_ms": times, "speedup": result.speedup, "provider": result.provider}
+        click.echo(json.dumps(report, indent=2))
+    elif not quiet:
+        click.echo(str(result))

@@ -1,0 +1,1 @@
+"""Deployable files: written, read back, compared, counted and timed."""

@@ -1,0 +1,209 @@
+"""Latency of two exported models, measured in turn so that both meet the same machine."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mint_compress.errors import MintError
+from mint_compress.exporting.protocol import Array, InputSpec, Session, find_exporter
+from mint_compress.nn.counting import Progress
+
+MIN_ROUNDS = 3
+"""Rounds that are run whatever they take."""
+
+RUNS_FOR_P99 = 100
+"""With fewer runs the 99th percentile is hardly more than the slowest one."""
+
+_SECONDS_BETWEEN_REPORTS = 0.25
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per batch; ``p99`` is None below `RUNS_FOR_P99` runs."""
+
+    median: float
+    p90: float
+    p99: float | None
+    runs: int
+
+    def __str__(self) -> str:
+        p99 = "-" if self.p99 is None else f"{self.p99:#.4g}"
+        return f"{self.median:>#9.4g} {self.p90:>#9.4g} {p99:>9} {self.runs:>7}"
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Both latencies, the ratio of their medians, and the provider both ran on."""
+
+    original: Latency
+    pruned: Latency
+    speedup: float
+    provider: str
+
+    def __str__(self) -> str:
+        head = f"{'ms':<9}{'median':>9} {'p90':>9} {'p99':>9} {'runs':>7}"
+        rows = (f"original {self.original}", f"pruned   {self.pruned}")
+        return "\n".join((head, *rows, f"speed-up {self.speedup:.2f}x on {self.provider}"))
+
+
+def benchmark(
+    original: Session,
+    pruned: Session,
+    inputs: tuple[Array, ...],
+    *,
+    seconds: float = 10.0,
+    warmup: int = 3,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Time two sessions on the same inputs, one run of each in turn.
+
+    Parameters
+    ----------
+    original, pruned
+        Opened models, on the same provider.
+    inputs
+        One batch, for both.
+    seconds
+        Time for all the measured runs together; at least `MIN_ROUNDS` of each are made.
+    warmup
+        Runs of each before the clock starts.
+
+    Returns
+    -------
+    BenchmarkResult
+        Milliseconds per batch; ``speedup`` is the median of the original over that of the pruned.
+
+    Raises
+    ------
+    MintError
+        The sessions run on different providers, or do not accept the inputs.
+    """
+    if original.provider != pruned.provider:
+        raise MintError(
+            f"The original runs on {original.provider}, the pruned model on {pruned.provider}: "
+            "not comparable. Ask for the CPU."
+        )
+    sessions = (original, pruned)
+    for session in sessions * warmup:
+        session.run(inputs)
+    ticks = max(1, round(seconds * 10))
+    times: tuple[list[int], list[int]] = ([], [])
+    with _no_garbage_collection():
+        # a report between two runs may cool the caches, so the clock decides when, not the round
+        start = reported = time.perf_counter()
+        while (now := time.perf_counter()) < start + seconds or len(times[0]) < MIN_ROUNDS:
+            if progress and now >= reported + _SECONDS_BETWEEN_REPORTS:
+                progress("benchmark", min(round((now - start) * 10), ticks), ticks)
+                reported = now
+            for session, record in zip(sessions, times, strict=True):
+                begin = time.perf_counter_ns()
+                session.run(inputs)
+                record.append(time.perf_counter_ns() - begin)
+    if progress:
+        progress("benchmark", ticks, ticks)
+    before, after = (latency([t / 1e6 for t in record]) for record in times)
+    return BenchmarkResult(before, after, before.median / after.median, original.provider)
+
+
+def benchmark_files(
+    original: str | Path,
+    pruned: str | Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 10.0,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Time two exported files against each other on random inputs.
+
+    Parameters
+    ----------
+    original, pruned
+        Files that an installed exporter can open, with the same inputs.
+    device
+        "auto", "cpu" or "cuda".
+    threads
+        Threads per session.
+    batch
+        Samples per run.
+    input_shape
+        Shape of the one input without the batch; needed where the file leaves it open.
+    seed
+        Of the normally distributed inputs.
+
+    Raises
+    ------
+    MintError
+        A file that cannot be opened, inputs that differ, a shape left open, a device that did not load.
+    """
+    paths = (Path(original), Path(pruned))
+    first, second = (find_exporter(p).open(p, device=device, threads=threads) for p in paths)
+    kinds = [[(spec.shape, spec.dtype) for spec in session.inputs] for session in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise MintError(
+            f"'{paths[0]}' takes {_describe(first.inputs)}, '{paths[1]}' takes {_describe(second.inputs)}: "
+            "not comparable. Give two files with the same inputs."
+        )
+    generator = np.random.default_rng(seed)
+    inputs = tuple(_random(generator, spec.dtype, _shape(spec, batch, input_shape)) for spec in first.inputs)
+    return benchmark(first, second, inputs, seconds=seconds, progress=progress)
+
+
+def latency(milliseconds: Sequence[float]) -> Latency:
+    """Median and percentiles (linear between the ranks) of single runs."""
+    median, p90, p99 = (float(p) for p in np.percentile(milliseconds, (50, 90, 99)))
+    return Latency(median, p90, p99 if len(milliseconds) >= RUNS_FOR_P99 else None, len(milliseconds))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _shape(spec: InputSpec, batch: int, input_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape to run: the file's own, with the batch and ``input_shape`` where it is open."""
+    if not spec.shape:
+        return ()
+    if spec.shape[0] not in (None, batch):
+        raise MintError(f"Input '{spec.name}' has a fixed batch of {spec.shape[0]}; {batch} was asked for.")
+    sizes = spec.shape[1:] if input_shape is None else input_shape
+    fits = len(sizes) == len(spec.shape) - 1 and all(
+        size in (None, asked) for size, asked in zip(spec.shape[1:], sizes, strict=True)
+    )
+    if not fits:
+        raise MintError(f"Input shape {sizes} does not fit {_describe([spec])}.")
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) != len(sizes):
+        raise MintError(f"The file leaves the shape of {_describe([spec])} open. Give --input-shape.")
+    return (batch, *known)
+
+
+def _random(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    kind = np.dtype(dtype)
+    if np.issubdtype(kind, np.floating):
+        return generator.standard_normal(shape).astype(kind)
+    return generator.integers(0, 2, shape).astype(kind)
+
+
+def _describe(specs: Sequence[InputSpec]) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype}[{','.join('?' if s is None else str(s) for s in spec.shape)}]"
+        for spec in specs
+    )

@@ -1,0 +1,132 @@
+"""Parity: an exported model says the same as the module it came from, on real samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from mint_compress.errors import CheckFailed, MintError
+from mint_compress.exporting.protocol import Array, Session, arrays, on_cpu
+from mint_compress.nn.copying import copied
+from mint_compress.nn.io import Inputs, count, mapped, run, select
+from mint_compress.nn.outputs import tensors_in
+
+BATCHES = (1, 7)
+"""Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of a session with the module it was exported from.
+
+    Attributes
+    ----------
+    max_abs
+        Largest difference of any output element.
+    max_rel
+        The same, divided by the largest magnitude of that output.
+    top1
+        Share of samples with the same argmax of the first output; None where that has no classes.
+    """
+
+    max_abs: float
+    max_rel: float
+    top1: float | None
+
+
+def check_parity(
+    model: nn.Module,
+    session: Session,
+    samples: Inputs,
+    *,
+    tolerance: float = 1e-4,
+) -> Parity:
+    """Compare a session with the module, one sample at a time (seven of them) and all in sevens.
+
+    Parameters
+    ----------
+    model
+        The module, on any device; the reference is computed on the CPU in its own precision.
+    session
+        The exported file, opened.
+    samples
+        Real inputs (n, ...), a dict of them by name. Fewer than seven are repeated.
+    tolerance
+        Largest difference allowed, as a share of the largest magnitude of that output.
+
+    Raises
+    ------
+    CheckFailed
+        Number or shape of the outputs, or a difference above the tolerance, or not a number.
+    """
+    inputs = mapped(samples, lambda x: x.detach().cpu())
+    if not count(inputs):
+        raise MintError("Parity needs at least one sample; none was given.")
+    gaps: list[list[float]] = []
+    magnitudes: list[list[float]] = []
+    agreed: list[Array] = []
+    with on_cpu(model) as reference, torch.no_grad():
+        for batch in _batches(inputs):
+            expected = [output.numpy() for output in tensors_in(run(reference, batch))]
+            got = session.run(arrays(session, batch))
+            _same_shapes(expected, got)
+            gaps.append(
+                [_largest(want.astype(np.float64) - have) for want, have in zip(expected, got, strict=True)]
+            )
+            magnitudes.append([_largest(want) for want in expected])
+            if expected[0].ndim > 1 and expected[0].shape[1] > 1:
+                agreed.append((expected[0].argmax(1) == got[0].argmax(1)).ravel())
+    gap, magnitude = np.max(gaps, axis=0), np.max(magnitudes, axis=0)
+    with np.errstate(divide="ignore"):
+        relative = float(np.max(np.divide(gap, magnitude, out=np.zeros_like(gap), where=gap != 0)))
+    if not relative <= tolerance:  # also when it is not a number
+        raise CheckFailed(
+            f"The exported model differs from the pruned one by {relative:.1e} of its largest output "
+            f"({np.max(gap):.1e} in absolute terms); {tolerance:.0e} is allowed."
+            + _blame(model, inputs, relative)
+        )
+    in_sevens = agreed[BATCHES[-1] :]  # the single ones come first, and again here
+    top1 = float(np.concatenate(in_sevens).mean()) if in_sevens else None
+    return Parity(float(np.max(gap)), relative, top1)
+
+
+def _blame(model: nn.Module, inputs: Inputs, relative: float) -> str:
+    """What rounding alone does to the module, where it explains the difference."""
+    few = select(inputs, slice(BATCHES[-1]))
+    double = mapped(few, lambda x: x.double() if x.is_floating_point() else x)
+    try:
+        with on_cpu(model) as network, torch.no_grad():
+            own = list(tensors_in(run(network, few)))
+            exact = list(tensors_in(run(copied(network).double(), double)))
+    except RuntimeError:  # a forward that insists on single precision
+        return ""
+    noise = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(own, exact, strict=True))
+    if not noise > relative / 10:
+        return ""
+    return f" PyTorch itself is {noise:.1e} off double precision: the network amplifies rounding."
+
+
+def _batches(inputs: Inputs) -> Iterator[Inputs]:
+    """For each size in `BATCHES`: the first few samples one by one, then all of them in sevens."""
+    single, full = BATCHES
+    if count(inputs) < full:
+        inputs = select(inputs, torch.arange(full) % count(inputs))
+    for size, end in ((single, full), (full, count(inputs))):
+        for start in range(0, end, size):
+            yield select(inputs, slice(start, min(start + size, end)))
+
+
+def _same_shapes(expected: list[Array], got: list[Array]) -> None:
+    if (want := [x.shape for x in expected]) != (have := [x.shape for x in got]):
+        raise CheckFailed(
+            f"The exported model returns outputs of shape {have}; the pruned one returns {want}."
+        )
+
+
+def _largest(values: Array) -> float:
+    """Largest magnitude; NaN where there is one."""
+    return float(np.abs(values).max(initial=0.0))

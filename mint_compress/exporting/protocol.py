@@ -1,0 +1,197 @@
+"""Deployable files: what an exporter and its runtime must offer, and how they are found.
+
+The core knows exporters by this protocol only. They are entry points of the group
+``mint_compress.exporters``; the suffix of the output picks one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+from torch import nn
+
+from mint_compress.errors import MintError
+from mint_compress.nn.copying import copied
+from mint_compress.nn.counting import evaluating
+from mint_compress.nn.io import Inputs, tensors
+
+_log = logging.getLogger(__name__)
+
+ENTRY_POINTS = "mint_compress.exporters"
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes
+    ----------
+    path
+        The model file.
+    tensors
+        Name -> shape of the tensors of two or more dimensions stored in the file, read back from it.
+    traced
+        Name -> shape of every weight in the trace that became the file, before anything was folded.
+    files
+        Every file written, ``path`` among them.
+    notes
+        What a user should know, a sentence each: that the weights are in a second file, say.
+    """
+
+    path: Path
+    tensors: dict[str, tuple[int, ...]]
+    traced: dict[str, tuple[int, ...]]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+class InputSpec(NamedTuple):
+    """An input of an exported model; ``None`` in the shape is a dimension that may vary."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Session(Protocol):
+    """An exported model, opened in its runtime."""
+
+    @property
+    def provider(self) -> str:
+        """The backend that really runs the model, in the runtime's own words."""
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What ``run`` takes, in order; dtypes are NumPy names."""
+
+    def run(self, inputs: tuple[Array, ...]) -> list[Array]:
+        """Outputs for one batch, in the order in which the module returned them."""
+
+
+class Exporter(Protocol):
+    """Writes one kind of file and opens it again."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as in the entry point."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the files it writes, with the dot."""
+
+    def export(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        path: Path,
+        *,
+        metadata: dict[str, str] | None = None,
+    ) -> ExportResult:
+        """Write ``model`` to ``path``, batch first and of any size.
+
+        The inputs of the file have the names of a dict's keys, or else the order of the tuple.
+        """
+
+    def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> Session:
+        """Open a file for running on "auto", "cpu" or "cuda"."""
+
+
+def find_exporter(path: str | Path) -> Exporter:
+    """Return the installed exporter whose suffix ``path`` has.
+
+    Raises
+    ------
+    MintError
+        No exporter is installed, or none has this suffix; the message names the suffixes there are.
+    """
+    path = Path(path)
+    exporters = _installed()
+    for exporter in exporters:
+        if path.name.lower().endswith(tuple(exporter.suffixes)):
+            return exporter
+    wanted = path.suffix.removeprefix(".") or "onnx"
+    if not exporters:
+        raise MintError(f"No exporter '{wanted}'. Found: none. Running from a checkout? pip install -e .")
+    known = ", ".join(sorted(suffix for exporter in exporters for suffix in exporter.suffixes))
+    raise MintError(f"No exporter writes '{path.name}'. Choose a suffix from: {known}.")
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Inputs,
+    path: str | Path,
+    *,
+    metadata: dict[str, str] | None = None,
+) -> ExportResult:
+    """Write ``model`` to ``path`` with the exporter for its suffix, complete or not at all.
+
+    Parameters
+    ----------
+    model
+        On any device and in any mode; both stay as they are.
+    example_inputs
+        Its inputs, batch first: a tensor, a tuple, or a dict of named ones, whose names the file's
+        inputs get. The file takes any batch size.
+    path
+        An existing file is replaced.
+    metadata
+        Stored in the file.
+
+    Raises
+    ------
+    MintError
+        No such folder, no such exporter, or a model the exporter cannot write.
+    CheckFailed
+        The file that was written is not valid.
+    """
+    path = Path(path)
+    exporter = find_exporter(path)
+    if not path.parent.is_dir():
+        raise MintError(f"No folder '{path.parent}' to write '{path.name}' to. Make it first.")
+    if path.is_dir():
+        raise MintError(f"'{path}' is a folder. Give the name of a file in it.")
+    return exporter.export(model, example_inputs, path, metadata=metadata)
+
+
+def arrays(session: Session, inputs: Inputs) -> tuple[Array, ...]:
+    """What ``session.run`` takes: the tensors of a dict by the names of its inputs, others in their order.
+
+    Raises
+    ------
+    MintError
+        The session has an input that the dict has not.
+    """
+    if not isinstance(inputs, dict):
+        return tuple(x.cpu().numpy() for x in tensors(inputs))
+    names = [spec.name for spec in session.inputs]
+    if unknown := [name for name in names if name not in inputs]:
+        raise MintError(f"The model has an input '{unknown[0]}'; the data has {', '.join(inputs)}.")
+    return tuple(inputs[name].cpu().numpy() for name in names)
+
+
+@contextmanager
+def on_cpu(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend ``model`` in eval mode on the CPU: itself if it is there already, else a copy."""
+    tensors = chain(model.parameters(), model.buffers())
+    there = all(tensor.device.type == "cpu" for tensor in tensors)
+    with evaluating(model if there else copied(model).cpu()) as network:
+        yield network
+
+
+def _installed() -> list[Exporter]:
+    found: list[Exporter] = []
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            found.append(point.load()())
+        except Exception as error:  # somebody else's package: one that is broken must not stop the rest
+            _log.warning("Exporter '%s' (%s) cannot be loaded: %s", point.name, point.value, error)
+    return found

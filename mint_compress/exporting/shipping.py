@@ -1,0 +1,167 @@
+"""Write, check and time what was made; rename it into place only when every check held."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mint_compress.checkpoints.files import builder_of, save
+from mint_compress.errors import MintError
+from mint_compress.exporting.benchmarking import benchmark
+from mint_compress.exporting.protocol import arrays, export, find_exporter
+from mint_compress.exporting.receipt import verify
+from mint_compress.files import sha256_of
+from mint_compress.nn.counting import Progress
+from mint_compress.nn.io import Inputs, count, select
+from mint_compress.reporting import Report
+from mint_compress.settings import Outputs, outputs
+from mint_compress.surgery.pruning_plan import PruningPlan
+
+PARITY_IMAGES = 32
+
+
+def ship(
+    report: Report,
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    images: Inputs,
+    target: Outputs,
+    *,
+    provider: str = "auto",
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 10.0,
+    progress: Progress | None = None,
+) -> Report:
+    """Export, save, check, time, and put the files in their places: all of them, or none.
+
+    Parameters
+    ----------
+    report
+        What is known so far.
+    original, pruned
+        On the CPU, in eval mode.
+    plan
+        What was removed.
+    images
+        Real samples, batch first, for parity and timing.
+    target
+        Names of the files.
+    provider, threads, batch, seconds
+        How to run and time the exports.
+
+    Returns
+    -------
+    Report
+        With receipt, parity, latency and the hashes of the files.
+
+    Raises
+    ------
+    CheckFailed
+        A count or an output differs; nothing is written.
+    """
+    with _staging(target) as stage:
+        tell = progress or (lambda *_: None)
+        save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
+        example = select(images, slice(2))
+        tell("export", 0, 2)
+        exported = export(pruned, example, stage.export, metadata=_metadata(report))
+        tell("export", 1, 2)
+        beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
+        beside.mkdir()
+        reference = export(original, example, beside / stage.export.name)
+        tell("export", 2, 2)
+        modules = {name for name, _ in pruned.named_modules()}
+        receipt, parity = verify(
+            original, pruned, exported, select(images, slice(PARITY_IMAGES)),
+            predicted={n: after for n, (_, after) in plan.layers.items() if n in modules},
+            tensors_path=stage.tensors, device=provider, threads=threads, progress=progress,
+        )  # fmt: skip
+        idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
+        exporter = find_exporter(stage.export)
+        before, after = (
+            exporter.open(r.path, device=provider, threads=threads) for r in (reference, exported)
+        )
+        inputs = arrays(after, select(images, torch.arange(batch) % count(images)))
+        times = benchmark(before, after, inputs, seconds=seconds, progress=progress)
+        report = replace(
+            report,
+            receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},
+            parity={"max_abs": parity.max_abs, "max_rel": parity.max_rel, "top1": parity.top1},
+            latency_ms={"original": vars(times.original), "pruned": vars(times.pruned)},
+            speedup=times.speedup,
+            provider=times.provider,
+            notes=(*report.notes, *exported.notes, *idle),
+        )
+        moves = {made: target.export.with_name(made.name) for made in exported.files}
+        return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+
+
+def check_target(target: Outputs, provider: str) -> None:
+    """Find out before anything is computed that files can be written there, and run on the provider.
+
+    Raises
+    ------
+    MintError
+        The folder cannot be written, there is no exporter for the suffix, or no such provider here.
+    """
+    exporter = find_exporter(target.export)
+    with _staging(target) as stage:
+        if provider == "cuda":  # asked for by name; it may be there and not load
+            probe = export(nn.Linear(1, 1), torch.zeros(2, 1), stage.export)
+            exporter.open(probe.path, device=provider)
+
+
+def _metadata(report: Report) -> dict[str, str]:
+    """What whoever runs the export must know: who made it, and how to normalise."""
+    said = {"mint_compress": version("mint-compress")}
+    for name in ("mean", "std"):
+        if report.data and report.data[name]:
+            said[name] = ",".join(f"{value:g}" for value in report.data[name])
+    return said
+
+
+def _put_in_place(report: Report, moves: Mapping[Path, Path], made: Path, final: Path) -> Report:
+    """Hash and rename the files, the report last: where it is, everything it speaks of is."""
+    hashes = {str(place): sha256_of(file) for file, place in moves.items()}
+    if report.model and Path(report.model).is_file():
+        hashes = {report.model: sha256_of(Path(report.model)), **hashes}
+    report = replace(report, sha256=hashes)
+    made.write_text(report.to_json() + "\n", encoding="utf-8")
+    for file, place in {**moves, made: final}.items():
+        os.replace(file, place)
+    return report
+
+
+def write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Report:
+    """Write ``OUT.plan.json``, if there is an output at all."""
+    if target is None:
+        return report
+    with _staging(target) as stage:
+        stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
+        digest = sha256_of(stage.plan)
+        os.replace(stage.plan, target.plan)
+    return replace(report, sha256={str(target.plan): digest})
+
+
+@contextmanager
+def _staging(target: Outputs) -> Iterator[Outputs]:
+    """A hidden folder beside the output, gone at the end whatever happens."""
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
+    except OSError as error:
+        raise MintError(f"Cannot write to {target.export.parent}: {error.strerror or error}.") from None
+    try:
+        yield outputs(Path(folder) / target.export.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Which channels go together: channel groups, found and proved."""

@@ -1,0 +1,47 @@
+"""What every layer of a network counts, as a function of its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_compress.graph.groups import ChannelGroup, LayerShape, Network
+from mint_compress.nn.counting import NORMS, WEIGHTED, first_owners, is_depthwise, layer_macs
+from mint_compress.nn.devices import device_of
+from mint_compress.nn.im2col import in_channels, out_channels
+from mint_compress.surgery.slicing import rows_beside, side_channels
+
+
+def network_of(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]) -> Network:
+    """Count every module that owns parameters; one that several modules share counts at the first."""
+    where = device_of(model)
+    macs = layer_macs(model, tuple(x.to(where) if isinstance(x, torch.Tensor) else x for x in inputs))
+    bare = {m.layer: m for g in groups for m in g.members if m.kind == "parameter"}
+    layers: dict[str, LayerShape] = {}
+    for name, module, own in first_owners(model):
+        for key in [n for n in own if (f"{name}.{n}" if name else n) in bare]:
+            full = f"{name}.{key}" if name else key
+            size = own.pop(key)
+            layers[full] = LayerShape(outputs=size.shape[bare[full].dim], weights=size.numel())
+        if own:
+            layers[name] = _layer_shape(module, own, macs.get(name, 0))
+    return Network(layers)
+
+
+def _layer_shape(module: Any, own: Mapping[str, nn.Parameter], macs: int) -> LayerShape:
+    sizes = {n: p.numel() for n, p in own.items()}
+    weights, bias = sizes.pop("weight", 0), sizes.pop("bias", 0)
+    fixed = sum(sizes.values())
+    if isinstance(module, WEIGHTED):
+        inputs, outputs = 0 if is_depthwise(module) else in_channels(module), out_channels(module)
+        beside = sum(sizes[n] for n in rows_beside(module) if n in sizes)
+        per_output = int(bias > 0) + beside // outputs
+        return LayerShape(inputs, outputs, weights, per_output, fixed - beside, macs)
+    if isinstance(module, (*NORMS, nn.Embedding)):
+        outputs = side_channels(module, "norm" if isinstance(module, NORMS) else "embedding", "both", 0)
+        if weights % outputs == 0 and bias in (0, outputs):
+            return LayerShape(0, outputs, weights, int(bias > 0), fixed)
+    return LayerShape(fixed=fixed + weights + bias)

@@ -1,0 +1,309 @@
+"""What each operation does to the labels of the channels that pass through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mint_compress.graph.labels import Units, aligned, compact
+
+# fmt: off
+MOVES = {
+    "permute", "transpose", "t", "numpy_T", "expand", "slice", "select", "squeeze", "unsqueeze", "unbind",
+    "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "cat", "stack", "roll", "flip",
+    "repeat", "index", "index_select", "gather", "diagonal", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "native_channel_shuffle", "unfold", "constant_pad_nd", "tril", "triu", "rot90",
+}
+"""The same operation moves the labels as it moves the values: those of its first argument."""
+
+RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+SAME = {
+    "clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh", "dropout", "native_dropout",
+    "hardswish", "hardswish_", "hardtanh", "hardtanh_", "leaky_relu", "nan_to_num", "masked_fill",
+    "masked_fill_", "fill_", "zero_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
+    "randn_like", "bernoulli", "bernoulli_", "_softmax", "_log_softmax", "_safe_softmax",
+}
+POOLS = {
+    f"{name}{k}d{tail}": k
+    for k in (1, 2, 3)
+    for name in (
+        "max_pool", "avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool",
+        "upsample_nearest", "_upsample_nearest_exact", "upsample_bilinear", "_upsample_bilinear",
+        "upsample_bicubic", "_upsample_bicubic", "upsample_linear", "upsample_trilinear",
+        "reflection_pad", "replication_pad",
+    )
+    for tail in ("", "_with_indices", "_aa")
+}
+"""What mixes the last ``k`` dimensions, and no others."""
+
+CREATES = {"new_zeros", "new_ones", "new_full", "new_empty"}
+REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "var", "std", "max", "min", "linalg_vector_norm", "norm", "logsumexp",
+    "prod", "any", "all", "var_mean", "std_mean",
+}
+NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
+# fmt: on
+
+
+class Labels:
+    """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
+
+    ``products`` says whether channels were multiplied with channels, as in attention.
+    """
+
+    def __init__(self, bare: dict[str, nn.Parameter]) -> None:
+        self.units = Units()
+        self.products = False
+        self.elements: dict[str, Tensor] = {}
+        self._labels = WeakTensorKeyDictionary()
+        self._bare = {id(p): (name, p) for name, p in bare.items()}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The labels of a tensor; all 0 when nothing is known about it."""
+        found: Tensor | None = self._labels.get(tensor)
+        if found is None and id(tensor) in self._bare:
+            name, parameter = self._bare[id(tensor)]
+            if name not in self.elements:
+                self.elements[name] = self.units.fresh(parameter.numel()).reshape(parameter.shape)
+            found = self.elements[name]
+        if found is None:
+            found = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+        return found
+
+    def knows(self, value: Any) -> bool:
+        """Whether it is a tensor with labels."""
+        return isinstance(value, Tensor) and (value in self._labels or id(value) in self._bare)
+
+    def put(self, tensor: Any, labels: Tensor) -> None:
+        """Give a tensor its labels."""
+        if isinstance(tensor, Tensor):
+            self._labels[tensor] = labels.expand(tensor.shape)
+
+    def forget(self) -> None:
+        """Forget the tensors of the last pass, but not what was learned from them."""
+        self._labels.clear()
+
+
+def follow(store: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+    """Find the labels of what an operation gave."""
+    name = func._schema.name.partition("::")[2]
+    rule = _rule(name, func)
+    given = _named(func, args, kwargs)
+    first: Any = next(iter(given.values()), None)
+    if rule is not None:
+        rule(store, func, given, output)
+    elif name in SAME:
+        for tensor in _tensors(output):
+            store.put(tensor, store.of(first).expand(tensor.shape))
+    elif name == "as_strided_" and list(given["size"]) == list(output.shape):
+        pass  # its strides change, its elements do not
+    elif name in CREATES:
+        pass
+    elif name in RESHAPES:
+        store.put(output, store.of(first).reshape(output.shape))
+    else:
+        for tensor in _tensors((args, kwargs)):
+            store.units.freeze(store.of(tensor), f"the operation {name} is not understood")
+
+
+def _rule(name: str, func: Any) -> Callable[..., None] | None:
+    if name in MOVES:
+        return _moved
+    if name in POOLS:
+        return _pooled
+    if name in REDUCTIONS:
+        return _reduced
+    if name in NORMALISATIONS:
+        return _normalised
+    if name == "glu":
+        return _gated
+    if name in ("mm", "bmm"):
+        return _multiplied
+    if "scaled_dot_product" in name:
+        return _attended
+    return _pointwise if torch.Tag.pointwise in func.tags and name not in SAME else None
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    names = [a.name for a in func._schema.arguments]
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    return {**given, **kwargs}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in tree_iter(value) if isinstance(t, Tensor)]
+
+
+def _moved(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    key, first = next(iter(given.items()))
+    labels = [store.of(t) for t in first] if isinstance(first, list | tuple) else store.of(first)
+    rest = {k: v for k, v in given.items() if k != key}
+    if "value" in rest:
+        rest["value"] = 0  # what is padded is no channel
+    moved = func(labels, *rest.values())
+    for tensor, own in zip(_tensors(output), _tensors(moved), strict=True):
+        store.put(tensor, own)
+
+
+def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    tensors = _tensors(list(given.values()))
+    for one in _tensors(output):
+        store.put(one, meet(store.units, [_effective(store, t) for t in tensors], one.shape))
+
+
+def _gated(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    halves = store.of(given["self"]).chunk(2, given.get("dim", -1))
+    store.put(output, meet(store.units, halves, output.shape))
+
+
+def _effective(store: Labels, tensor: Tensor) -> Tensor:
+    """Labels; what is expanded counts as one element along that dimension."""
+    labels = store.of(tensor)
+    if store.knows(tensor):
+        return labels
+    return labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
+
+
+def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Labels of what comes of tensors that meet element by element.
+
+    Channels at the same element go together. A channel that meets a constant as wide as itself
+    stays; one that meets a single value does not care, but a single channel that is spread over
+    others stays.
+    """
+    ndim = len(shape)
+    sides = [aligned(t, ndim) for t in given]
+    varies = [units.varying(t) for t in sides]
+    result: Tensor | None = None
+    for i, labels in enumerate(sides):
+        if not bool(compact(labels).any()):
+            continue
+        spreads = any(labels.shape[d] == 1 for j, v in enumerate(varies) if j != i for d in v if shape[d] > 1)
+        wide = sides[i].numel() > 1 and bool(varies[i])
+        if spreads and not wide:
+            units.freeze(labels, "its only channel scales others")
+            continue
+        if spreads and any(
+            sides[j].shape[d] == 1 and bool(compact(sides[j]).any())
+            for j, v in enumerate(varies)
+            if j != i and v
+            for d in varies[i]
+        ):
+            for j, v in enumerate(varies):
+                if v:
+                    units.freeze(sides[j], "its channels meet every channel of another layer")
+        for j, other in enumerate(sides):
+            if j != i and any(other.shape[d] > 1 for d in varies[i]):
+                _constants(units, labels, other)
+        if result is None:
+            result = labels.expand(list(shape))
+        else:
+            units.join(result, labels)
+            if bool((compact(result) == 0).any()):
+                result = torch.where(result == 0, labels.expand(list(shape)), result)
+    return result if result is not None else torch.zeros((), dtype=torch.int64).expand(list(shape))
+
+
+def _constants(units: Units, labels: Tensor, other: Tensor) -> None:
+    """Freeze the channels that meet an element that is no channel."""
+    bare, against = compact(labels), compact(other)
+    if bool((against == 0).any()):
+        one, two = torch.broadcast_tensors(bare, against)
+        units.freeze(one[(two == 0) & (one > 0)], "its channels meet values of a fixed width")
+
+
+def _pooled(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    count = POOLS[func._schema.name.partition("::")[2]]
+    labels = store.of(next(iter(given.values())))
+    lead = labels.shape[: labels.ndim - count]
+    bare = compact(labels, keep=range(len(lead)))
+    first = bare.reshape(*lead, -1)
+    top = first.amax(-1)
+    store.units.join(top[..., None], first)
+    for tensor in _tensors(output):
+        store.put(tensor, top.reshape(*lead, *[1] * count).expand(tensor.shape))
+
+
+def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    labels = store.of(next(iter(given.values())))
+    dims = given.get("dim")
+    dims = list(range(labels.ndim)) if dims is None or dims == [] else dims
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    for tensor in _tensors(output):
+        keepdim = tensor.ndim == labels.ndim
+        store.put(tensor, store.units.reduced(labels, dims, keepdim=keepdim).reshape(tensor.shape))
+
+
+def _normalised(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    tensors = [t for t in given.values() if isinstance(t, Tensor)]
+    result = _tensors(output)[0]
+    store.put(result, meet(store.units, [store.of(t) for t in tensors], result.shape))
+
+
+def _multiplied(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    factors = list(given.values())[:2]
+    store.products |= all(store.knows(t) for t in factors)
+    one, other = (store.of(t) for t in factors)
+    store.put(output, product(store.units, one, other))
+
+
+def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    store.products = True
+    q, k, v = (store.of(t) for t in list(given.values())[:3])
+    if q.shape[:-2] != v.shape[:-2]:  # heads that share keys
+        for labels in (q, k, v):
+            store.units.freeze(labels, "attention heads share keys")
+        return
+    scores = product(store.units, q, k.transpose(-2, -1))
+    mask = given.get("attn_bias", given.get("attn_mask"))
+    if isinstance(mask, Tensor):
+        scores = meet(store.units, [scores, _effective(store, mask)], scores.shape)
+    store.put(_tensors(output)[0], product(store.units, scores, v))
+
+
+def product(units: Units, one: Tensor, other: Tensor) -> Tensor:
+    """Labels of a matrix product ``(..., n, k) @ (..., k, m)``.
+
+    Channels that are summed over go together in pairs; where such sums stand side by side in a
+    batch dimension (attention heads), all channels of one of them go together, and the result is
+    labelled with it.
+    """
+    shape = (*one.shape[:-1], other.shape[-1])
+    left, right = units.varying(one), units.varying(other)
+    k, n = one.ndim - 1, one.ndim - 2
+    if k in left and n in right:
+        return _contracted(units, one, other).expand(shape)
+    for labels, sides, dim in ((one, left, k), (other, right, n)):
+        if dim in sides:
+            units.freeze(labels, "its channels are summed with fixed weights")
+    rows = units.find(one).narrow(k, 0, 1) if k not in left else None
+    columns = units.find(other).narrow(n, 0, 1) if n not in right else None
+    if rows is None or columns is None:
+        found = rows if rows is not None else columns
+        assert found is not None
+        return found.expand(shape)
+    if n in left and k in right:
+        for labels in (one, other):
+            units.freeze(labels, "its channels meet every channel of another layer")
+    units.join(rows, columns)
+    return torch.where(rows.expand(shape) == 0, columns.expand(shape), rows.expand(shape))
+
+
+def _contracted(units: Units, one: Tensor, other: Tensor) -> Tensor:
+    """Labels ``(..., 1, 1)`` of sums over channels of both factors."""
+    left = compact(one, keep=range(one.ndim - 2)).amax(-2, keepdim=True).transpose(-2, -1)
+    right = compact(other, keep=range(other.ndim - 2)).amax(-1, keepdim=True)
+    units.join(left, compact(one).transpose(-2, -1))
+    units.join(right, compact(other))
+    units.join(left, right)
+    summed = units.find(torch.maximum(left, right))
+    if not any(d < one.ndim - 2 for d in units.varying(summed)):
+        return torch.zeros((), dtype=torch.int64).expand(*one.shape[:-2], 1, 1)
+    head = summed.amax(-2, keepdim=True)
+    units.join(head, summed)
+    return units.find(head)

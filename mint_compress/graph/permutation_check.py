@@ -1,0 +1,267 @@
+"""Proof of channel maps: permuting a group's channels everywhere in it must leave the outputs as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mint_compress.graph.groups import ChannelGroup, Indices, Member
+from mint_compress.graph.reference import TOLERANCE, Reference, training_flags
+from mint_compress.graph.reference import change as change_between
+from mint_compress.nn.outputs import tensors_in
+from mint_compress.surgery.slicing import rows_beside
+
+
+def map_faults(
+    reference: Reference,
+    groups: Sequence[ChannelGroup],
+    generator: torch.Generator,
+    *,
+    apart: bool = True,
+) -> list[str | None]:
+    """Why each group's map may not be trusted, or None where the permutation check holds.
+
+    All groups are permuted at once, each by shuffles of its own; only where that moves the outputs
+    they are taken apart, half by half, until the wrong ones are found.
+
+    Parameters
+    ----------
+    reference
+        From :func:`reference_run`; it is left as it was.
+    groups
+        Groups that are not prunable are passed over: they keep their reason.
+    generator
+        Draws the permutations.
+    apart
+        Find out which groups are wrong; otherwise all are when any is.
+    """
+    reasons = [g.reason for g in groups]
+    rounds: dict[int, list[Indices]] = {}
+    moved = _movable(reference, groups)
+    for i, group in enumerate(groups):
+        if reasons[i] is None and not (shuffles := _permutations(group, generator)):
+            reasons[i] = "map not verifiable: fewer than three of its positions are interchangeable"
+        elif reasons[i] is None and not (moved[i] or _moves(reference, group, shuffles[0])):
+            reasons[i] = "map not verifiable: the outputs do not depend on it"
+        elif reasons[i] is None and any(_sources(m, p) is None for p in shuffles for m in group.members):
+            reasons[i] = "wrong channel map (positions have no counterpart)"
+        elif reasons[i] is None:
+            rounds[i] = shuffles
+    for turn in range(max(map(len, rounds.values()), default=0)):
+        cases = {i: (groups[i], r[turn % len(r)]) for i, r in rounds.items() if reasons[i] is None}
+
+        def fault(some: Sequence[int], cases: dict[int, Case] = cases) -> str | None:
+            change = _permuted_change(reference, [cases[i] for i in some])
+            moved = f"wrong channel map (permutation check moved the outputs by {change:.1e})"
+            return moved if change > TOLERANCE else None
+
+        for i, reason in tell_apart(
+            {i: g for i, (g, _) in cases.items()}, fault, trials=reference.trials if apart else 1
+        ).items():
+            reasons[i] = reason
+    return reasons
+
+
+Case = tuple[ChannelGroup, Indices]
+
+
+def tell_apart(
+    groups: Mapping[int, ChannelGroup], fault: Callable[[Sequence[int]], str | None], *, trials: int
+) -> dict[int, str]:
+    """Find those that fail among groups that are tried together, halving what fails, in few trials.
+
+    Groups whose names differ by numbers only mostly pass or fail alike: they are told from others
+    first, and from each other while trials last. What is not told apart after so many trials is
+    refused: never too little, and at a cost that is bounded.
+
+    Parameters
+    ----------
+    groups
+        Number -> group.
+    fault
+        What goes wrong with some of them, by number, or None.
+    trials
+        How often ``fault`` may be asked; with 1, all fail when any does.
+
+    Returns
+    -------
+    dict
+        Number -> reason, of those that fail.
+    """
+    kind = {i: re.sub(r"\d+", "#", group.name) for i, group in groups.items()}
+    order = sorted(groups, key=lambda i: (kind[i], i))
+    reason = fault(order) if order else None
+    failing, failed, asked = ([(order, reason)] if reason else []), dict[int, str](), 1
+    while failing:
+        failing.sort(key=lambda f: (kind[f[0][0]] != kind[f[0][-1]], len(f[0])))
+        some, reason = failing.pop()
+        if len(some) == 1:
+            failed[some[0]] = reason
+        elif asked >= trials:
+            failed.update(
+                dict.fromkeys(some, f"too costly to tell apart (one of {len(some)} groups: {reason})")
+            )
+        else:
+            borders = [at for at in range(1, len(some)) if kind[some[at - 1]] != kind[some[at]]]
+            half = min(borders or [len(some) // 2], key=lambda at: abs(at - len(some) / 2))
+            found = [(part, fault(part)) for part in (some[:half], some[half:])]
+            asked += 2
+            failing += [(part, why) for part, why in found if why]
+            if not any(why for _, why in found):
+                # right alone and wrong together: none of them can be trusted
+                failed.update(dict.fromkeys(some, reason))
+    return failed
+
+
+def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
+    """Whether the outputs are seen to depend on what each group's producers give, by one backward pass."""
+    model = reference.model
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    names, parameters = list(named), list(named.values())
+    if not parameters:
+        return [False] * len(groups)
+    with torch.enable_grad():
+        outputs = list(tensors_in(model(*reference.inputs)))
+        if reference.in_training:
+            with training_flags(model):
+                outputs += list(tensors_in(model(*reference.inputs)))
+        generator = torch.Generator().manual_seed(4)
+        parts = [
+            (t / t.detach().abs().max().clamp_min(1e-300) * torch.randn(t.shape, generator=generator)).sum()
+            for t in outputs
+            if t.requires_grad
+        ]
+        if not parts:  # the forward pass switches gradients off
+            return [False] * len(groups)
+        try:
+            grads = torch.autograd.grad(torch.stack(parts).sum(), parameters, allow_unused=True)
+        except RuntimeError:  # an operation without a derivative
+            return [False] * len(groups)
+    effect = {
+        name: float(p.detach().norm() * g.norm()) if g is not None else 0.0
+        for name, p, g in zip(names, parameters, grads, strict=True)
+    }
+    owned: dict[str, float] = {}
+    for name, size in effect.items():
+        for key in (name, name.rpartition(".")[0]):
+            owned[key] = owned.get(key, 0.0) + size
+    return [any(owned.get(m.layer, 0.0) > TOLERANCE for m in g.members if m.side == "out") for g in groups]
+
+
+def _moves(reference: Reference, group: ChannelGroup, permutation: Indices) -> bool:
+    """Whether the outputs change when only what makes the channels is permuted.
+
+    This asks more than the gradient, which is zero where an activation is flat.
+    """
+    makers = replace(group, members=tuple(m for m in group.members if m.side == "out"))
+    if any(_sources(m, permutation) is None for m in makers.members):
+        return True
+    return _permuted_change(reference, [(makers, permutation)]) > TOLERANCE
+
+
+def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indices]:
+    """Shuffles that together tell the group's map from every other map.
+
+    Positions change places with those that occur in the same members equally often. A wrong map
+    passes unseen when it differs from the right one by a shuffle that commutes with all of these.
+    Only the identity commutes with a cycle of all m positions of a class and a cycle of m - 1 of
+    them; where there are several classes, further rounds leave some in place, so that no class can
+    be taken for another. With fewer than three positions in a class there are no such shuffles.
+    """
+    counts = np.stack([np.bincount(m.positions, minlength=group.width) for m in group.members], 1)
+    _, labels = np.unique(counts, axis=0, return_inverse=True)
+    classes = [np.flatnonzero(labels.ravel() == label) for label in range(int(labels.max()) + 1)]
+    if min(len(c) for c in classes) < 3:
+        return []
+    shuffles = [[len(c) for c in classes], [len(c) - 1 for c in classes]]
+    for bit in range((len(classes) - 1).bit_length()):
+        shuffles.append([len(c) * (label >> bit & 1) for label, c in enumerate(classes)])
+    permutations = []
+    for lengths in shuffles:
+        permutation = np.arange(group.width)
+        for among, length in zip(classes, lengths, strict=True):
+            cycle = among[torch.randperm(len(among), generator=generator).numpy()][:length]
+            permutation[cycle] = np.roll(cycle, 1)
+        permutations.append(permutation)
+    return permutations
+
+
+def _sources(member: Member, permutation: Indices) -> Indices | None:
+    """For every channel of the layer's side, the channel whose place it takes."""
+    sources = np.arange(member.total)
+    order = np.argsort(member.positions, kind="stable")
+    channels, positions = member.channels[order], member.positions[order]
+    counts = np.bincount(positions, minlength=len(permutation))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    if (counts != counts[permutation]).any():
+        return None
+    within = np.arange(len(positions)) - starts[positions]
+    sources[channels] = channels[starts[permutation[positions]] + within]
+    return sources
+
+
+def _permuted_change(reference: Reference, cases: Sequence[Case]) -> float:
+    """How far the outputs move when each group's members are permuted; the tensors are put back."""
+    moves: dict[tuple[int, int], tuple[torch.Tensor, int, int, Indices]] = {}
+    for group, permutation in cases:
+        for member in group.members:
+            for tensor, dim, channels in _cut_tensors(member, reference.model):
+                own = np.arange(channels)
+                _, _, _, sources = moves.setdefault((id(tensor), dim), (tensor, dim, channels, own))
+                changed = _sources(member, permutation)
+                assert changed is not None
+                sources[member.channels] = changed[member.channels]
+    saved = {id(tensor): (tensor, tensor.data) for tensor, *_ in moves.values()}
+    try:
+        for tensor, dim, channels, sources in moves.values():
+            tensor.data = _reorder(tensor.data, dim, sources, channels)
+        return change_between(reference.outputs, reference.run())
+    finally:
+        for tensor, data in saved.values():
+            tensor.data = data
+
+
+def _reorder(data: torch.Tensor, dim: int, sources: Indices, channels: int) -> torch.Tensor:
+    size = data.shape[dim]
+    if size == channels:
+        return data.index_select(dim, torch.from_numpy(sources))
+    # input side of a grouped convolution: `size` channels per group, rows belong to groups in turn
+    rows = data.shape[0] // (channels // size)
+    blocks = [
+        data[g * rows : (g + 1) * rows].index_select(
+            dim, torch.from_numpy(sources[g * size : (g + 1) * size] - g * size)
+        )
+        for g in range(channels // size)
+    ]
+    return torch.cat(blocks)
+
+
+def _cut_tensors(member: Member, model: nn.Module) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """The tensors a member's cut touches: (tensor, dimension, channels of the layer on that side)."""
+    if member.kind == "parameter":
+        parameter = model.get_parameter(member.layer)
+        yield parameter, member.dim % parameter.ndim, parameter.shape[member.dim]
+        return
+    layer: Any = model.get_submodule(member.layer)
+    transposed = bool(getattr(layer, "transposed", False))
+    bias = getattr(layer, "bias", None)
+    if member.side == "in":
+        yield layer.weight, 0 if transposed else 1, member.total
+    elif member.kind == "norm":
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(layer, name, None)
+            if tensor is not None:
+                yield tensor, tensor.ndim - 1, tensor.shape[-1]
+    elif member.kind == "embedding":
+        yield layer.weight, 1, member.total
+    else:
+        yield layer.weight, 1 if transposed and member.kind == "conv" else 0, member.total
+        for tensor in (bias, *rows_beside(layer).values()):
+            if tensor is not None:
+                yield tensor, 0, tensor.shape[0]

@@ -1,0 +1,1 @@
+"""What any network is asked: its inputs and outputs, its layers, counts, copies, devices."""

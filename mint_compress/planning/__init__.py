@@ -1,0 +1,1 @@
+"""Scores and a budget make a plan."""

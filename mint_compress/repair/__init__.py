@@ -1,0 +1,1 @@
+"""Closed-form repair of what is left after surgery."""

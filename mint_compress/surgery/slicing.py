@@ -1,0 +1,114 @@
+"""Taking channels out of one layer, and telling the modules around it what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_compress.nn.counting import WEIGHTED
+from mint_compress.nn.im2col import in_channels, out_channels
+from mint_compress.nn.input_selection import make_selecting_
+from mint_compress.surgery.layer_sizes import size_attributes
+
+
+def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels: Sequence[int]) -> None:
+    """Take channels out of one side of one layer, or of a bare parameter, in place.
+
+    Torch-Pruning's slicing functions do the work. Parameters become new objects.
+
+    Parameters
+    ----------
+    model
+        The network that holds the layer.
+    layer, kind, side, dim
+        As in :class:`mint_compress.graph.groups.Member`; ``dim`` counts for a bare parameter only.
+    channels
+        The layer's own channels that go, without repetition.
+    """
+    if kind == "parameter":
+        parameter = model.get_parameter(layer)
+        parent, _, leaf = layer.rpartition(".")
+        slicer = slicer_of(parameter, kind, dim)
+        setattr(model.get_submodule(parent), leaf, slicer.prune_out_channels(parameter, list(channels)))
+        return
+    module = model.get_submodule(layer)
+    slicer = slicer_of(module, kind)
+    if kind == "selection":
+        selecting = make_selecting_(module)
+        stays = torch.ones(len(selecting.selected), dtype=torch.bool, device=selecting.selected.device)
+        stays[list(channels)] = False
+        selecting.selected = selecting.selected[stays]
+    beside = rows_beside(module) if side != "in" else {}
+    (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
+    for name, parameter in beside.items():
+        kept = [row for row in range(len(parameter)) if row not in set(channels)]
+        setattr(module, name, nn.Parameter(parameter.detach()[kept]))
+
+
+def rows_beside(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a layer beside weight and bias with a row for every output, such as a gain, by name."""
+    if not isinstance(module, WEIGHTED):
+        return {}
+    own = module.named_parameters(recurse=False)
+    outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    return {n: p for n, p in own if n not in ("weight", "bias") and p.ndim and len(p) == outputs}
+
+
+def adapt_(model: nn.Module) -> None:
+    """Set the sizes that a forward pass reads from attributes, after layers were cut, in place.
+
+    Attention modules keep the number of their heads, and torchvision's vision transformer its width.
+    Only attributes that a saved file carries (:func:`mint_compress.surgery.layer_sizes.size_attributes`) are set;
+    a network that reads others fails its trial removal.
+    """
+    for module in model.modules():
+        names = size_attributes(module)
+        if "hidden_dim" in names and isinstance(getattr(module, "conv_proj", None), nn.Conv2d):
+            module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr, assignment]
+        if "num_heads" in names and isinstance(getattr(module, "qkv", None), nn.Linear):
+            _adapt_heads(module)
+
+
+def _adapt_heads(module: Any) -> None:
+    """Heads of an attention module whose queries, keys and values one layer makes."""
+    dim = module.qkv.out_features // 3
+    table = getattr(module, "relative_position_bias_table", None)
+    if table is not None:
+        module.num_heads = int(table.shape[-1])
+    elif hasattr(module, "head_dim"):
+        module.num_heads = dim // module.head_dim
+        if hasattr(module, "attn_dim"):
+            module.attn_dim = dim
+
+
+def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
+    """Torch-Pruning's slicing functions for a layer, or for dimension ``dim`` of a bare parameter.
+
+    The kind of a convolution comes from the group: one of whose channel groups only one output is
+    left looks depthwise, and would lose its inputs together with outputs.
+    """
+    import torch_pruning as tp
+
+    kinds = {"conv": tp.ops.OPTYPE.CONV, "depthwise": tp.ops.OPTYPE.DEPTHWISE_CONV}
+    slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
+    slicer.pruning_dim = dim
+    return slicer
+
+
+def side_channels(module: Any, kind: str, side: str, dim: int) -> int:
+    """Channels on one side of a layer, or along ``dim`` of a bare parameter."""
+    if kind in ("conv", "depthwise", "linear"):
+        return in_channels(module) if side == "in" else out_channels(module)
+    if kind == "parameter":
+        return int(module.shape[dim])
+    return int(module.weight.shape[-1] if kind == "embedding" else _norm_width(module))
+
+
+def _norm_width(module: Any) -> int:
+    for attribute in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(module, attribute):
+            return int(getattr(module, attribute))
+    return int(module.normalized_shape[-1])

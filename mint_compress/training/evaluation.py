@@ -1,0 +1,92 @@
+"""Share of the images that a network gets right."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.data.datasets import Source, batch_count, batches
+from mint_compress.errors import MintError
+from mint_compress.nn.counting import Progress, evaluating
+from mint_compress.nn.devices import placed, resolve_device
+from mint_compress.nn.io import run, to
+from mint_compress.nn.outputs import first_tensor
+
+
+def accuracy(
+    model: nn.Module,
+    dataset: Source,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> float:
+    """Share of the labels in ``dataset`` that ``model`` finds, in 0..1.
+
+    Parameters
+    ----------
+    model
+        Gives logits (n, classes), or (n, classes, H, W) for labels (n, H, W); of a dict or tuple the
+        first tensor counts. Run in eval mode without gradients; afterwards its mode and device are
+        what they were.
+    dataset
+        Gives (image, label), or is a loader of (images, labels).
+    device
+        Where to compute: auto, cpu, cuda.
+    batch_size
+        Images at a time.
+    progress
+        Called as ("accuracy", batches done, batches in all), 0 in all where that is not known.
+
+    Raises
+    ------
+    MintError
+        An empty dataset, a label that the network has no output for, or no logits.
+    """
+    where = resolve_device(device)
+    total = 0
+    if progress:
+        with suppress(MintError):  # a stream without a length can be measured as well
+            total = batch_count(dataset, batch_size)
+    seen = 0
+    right = torch.zeros((), dtype=torch.int64, device=where)
+    with evaluating(model), placed(model, where), torch.inference_mode():
+        for done, (images, labels) in enumerate(batches(dataset, batch_size), start=1):
+            logits = first_tensor(run(model, to(images, where)))
+            _check_logits(logits, labels)
+            right += (logits.argmax(1) == labels.to(where)).sum()
+            seen += labels.numel()
+            if progress:
+                progress("accuracy", done, total)
+    if not seen:
+        raise MintError("The dataset to measure accuracy on is empty. Give more images.")
+    return int(right) / seen
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim < 2 or logits.shape[0] != labels.shape[0] or logits.shape[2:] != labels.shape[1:]:
+        raise MintError(
+            f"The network's output {tuple(logits.shape)} does not fit labels {tuple(labels.shape)}. "
+            "It must give one logit per class and label."
+        )
+    if int(labels.max()) >= logits.shape[1]:
+        raise MintError(
+            f"The data has the label {int(labels.max())}, but the network has {logits.shape[1]} outputs. "
+            "Labels are integers from 0."
+        )
+
+
+def chance_warning(accuracy: float, classes: int) -> str | None:
+    """One line for an original that scores near chance, None for one that has learnt something.
+
+    ``accuracy`` is a share in 0..1; near means less than a tenth of the way from chance to perfect.
+    """
+    chance = 1 / classes
+    if accuracy >= chance + 0.1 * (1 - chance):
+        return None
+    return (
+        f"The original scores {100 * accuracy:.2f} %, near the {100 * chance:.2f} % of chance with {classes} "
+        "classes. Are mean and std, and the order of the labels, the ones it was trained with?"
+    )

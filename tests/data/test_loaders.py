@@ -1,0 +1,98 @@
+"""Loaders from a function that the user names."""
+
+# mypy: disable-error-code="arg-type,union-attr,index,operator,no-untyped-call"
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mint_compress.data.datasets import batches
+from mint_compress.data.specs import load_data
+from mint_compress.errors import MintError
+
+MODULE = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+def made(n, classes=4):
+    numbers = torch.arange(n)
+    return TensorDataset(numbers.float().view(n, 1, 1, 1).expand(n, 3, 4, 4), numbers % classes)
+BATCH = (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
+def three(): return {"train": made(40), "val": made(8), "test": made(12)}
+def two(): return DataLoader(made(40), batch_size=8, shuffle=True), DataLoader(made(12), batch_size=5)
+def leaves():
+    raise SystemExit(0)
+
+def broken(): raise ValueError("no disk")
+def number(): return 5
+def keys(): return {"train": made(4), "tset": made(4)}
+def iterators(): return {"train": iter([]), "test": iter([])}
+def one_class(): return {"train": made(4, 1), "val": made(4, 1), "test": made(4, 1)}
+def stream(): return [BATCH], [BATCH]
+def nan(): return made(40), TensorDataset(torch.full((4, 3, 4, 4), float("nan")), torch.arange(4))
+def bytes_(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.arange(4))
+def soft(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4), torch.rand(4))
+def bare(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4))
+"""
+
+
+@pytest.fixture
+def in_module_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_loaders.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_loaders", raising=False)
+
+
+@pytest.mark.usefixtures("in_module_folder")
+def test_a_function_gives_datasets_or_loaders() -> None:
+    data = load_data("my_loaders:three", input_shape=(3, 4, 4))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [40, 8, 12]
+    assert (data.classes, data.mean, data.augmented is data.train) == (4, None, True)
+    images, labels = data.calibration(10, seed=1)
+    assert images.shape == (10, 3, 4, 4)
+    assert torch.bincount(labels).max() <= 3
+    assert torch.equal(images, data.calibration(10, seed=1)[0])
+
+    data = load_data("my_loaders:two")
+    sizes = [sum(len(y) for _, y in batches(s, 99)) for s in (data.train, data.validation, data.test)]
+    assert sizes == [36, 4, 12]
+    assert data.description.startswith("my_loaders:two: 36 train, 4 validation, 12 test images of 3x4x4")
+    values = [x[:, 0, 0, 0] for s in (data.train, data.validation) for x, _ in batches(s, 7)]
+    assert sorted(torch.cat(values).tolist()) == list(range(40))
+    assert torch.equal(*(data.calibration(20, seed=3)[0] for _ in range(2)))
+
+
+@pytest.mark.usefixtures("in_module_folder")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nowhere", "has no attribute 'nowhere'"),
+        ("broken", "failed: ValueError: no disk"),
+        ("leaves", r"my_loaders:leaves called sys\.exit\(0\)"),
+        ("number", "returned int"),
+        ("keys", "returned keys train, tset"),
+        ("iterators", "train is a list_iterator"),
+        ("one_class", "one class only"),
+        ("stream", "train cannot be split"),
+        ("nan", "NaN or infinite"),
+        ("bytes_", "gives torch.uint8 images"),
+        ("soft", "gives torch.float32 labels"),
+        ("bare", "list of 1 per batch"),
+    ],
+)
+def test_bad_functions_say_what_is_wrong(function: str, message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        load_data(f"my_loaders:{function}")
+
+
+@pytest.mark.usefixtures("in_module_folder")
+def test_loaders_normalise_themselves_and_must_fit_the_network() -> None:
+    with pytest.raises(MintError, match="Leave out --mean"):
+        load_data("my_loaders:three", mean=[0.5])
+    with pytest.raises(MintError, match="images of 3x4x4, but the network takes 3x8x8"):
+        load_data("my_loaders:three", input_shape=(3, 8, 8))
+    with pytest.raises(MintError, match="Cannot import 'no_such_module'"):
+        load_data("no_such_module:loaders")

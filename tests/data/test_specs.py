@@ -1,0 +1,400 @@
+"""Data specs: values, sizes, splits, draws, and every way the data can be wrong."""
+
+# mypy: disable-error-code="arg-type,union-attr,index,operator,no-untyped-call"
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mint_compress.data.datasets import ArrayDataset, Augmented, FolderDataset, ImageDataset, batches
+from mint_compress.data.specs import IMAGENET, Data, load_data, synthetic_images
+from mint_compress.errors import MintError
+
+IMAGENET_MEAN, IMAGENET_STD = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+
+
+def arrays(
+    n_train: int = 40, n_test: int = 10, shape: tuple[int, ...] = (8, 8, 3), classes: int = 4
+) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (n_train, *shape), dtype=np.uint8),
+        "y_train": np.arange(n_train) % classes,
+        "x_test": rng.integers(0, 256, (n_test, *shape), dtype=np.uint8),
+        "y_test": np.arange(n_test) % classes,
+    }
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Callable[..., str]:
+    def write(**changes: np.ndarray | None) -> str:
+        made = {k: v for k, v in {**arrays(), **changes}.items() if v is not None}
+        np.savez(tmp_path / "set.npz", **made)
+        return str(tmp_path / "set.npz")
+
+    return write
+
+
+def everything(dataset: object) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(batches(dataset, 7))  # type: ignore[arg-type]
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+# ---- digits
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load_data("digits")
+
+
+def test_digits_have_fixed_stratified_splits_that_do_not_overlap(digits: Data) -> None:
+    sets = [digits.train, digits.validation, digits.test]
+    assert [len(s) for s in sets] == [1295, 143, 359]
+    assert digits.sizes == (1295, 143, 359)
+    assert digits.classes == 10
+    assert digits.input_shape == (3, 32, 32)
+    images = [everything(s)[0].flatten(1)[:, ::3] for s in sets]
+    assert len(torch.unique(torch.cat(images), dim=0)) == 1797
+    for s in sets:
+        counts = torch.bincount(s.labels)
+        assert counts.max() - counts.min() <= 0.12 * len(s) / 10
+
+
+def test_digits_are_sixteenths_normalised_with_imagenets_mean(digits: Data) -> None:
+    eight = load_data("digits", input_shape=(3, 8, 8))
+    images, _ = everything(eight.test)
+    raw = images * IMAGENET_STD + IMAGENET_MEAN
+    assert (raw * 16 - (raw * 16).round()).abs().max() < 1e-5
+    assert raw.min() > -1e-6
+    assert raw.max() == pytest.approx(1)
+    assert (digits.mean, digits.std) == IMAGENET
+    assert digits.augmented is digits.train
+    assert load_data("digits", input_shape=(1, 32, 32)).mean == (0.1307,)
+    assert load_data("digits", input_shape=(1024,)).test[0][0].shape == (1024,)
+
+
+def test_digits_are_the_same_whatever_the_seed_and_say_what_they_are(digits: Data) -> None:
+    other = load_data("digits", seed=5)
+    assert torch.equal(everything(other.test)[0], everything(digits.test)[0])
+    assert digits.description == (
+        "digits: 1,295 train, 143 validation, 359 test images of 3x32x32 in 10 classes; "
+        "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+    )
+
+
+def test_calibration_is_balanced_without_replacement_and_repeats(digits: Data) -> None:
+    images, labels = digits.calibration(203, seed=7)
+    counts = torch.bincount(labels, minlength=10)
+    assert sorted(counts.tolist()) == [20] * 7 + [21] * 3
+    assert len(torch.unique(images.flatten(1), dim=0)) == 203
+    assert torch.equal(images, digits.calibration(203, seed=7)[0])
+    assert not torch.equal(images, digits.calibration(203, seed=8)[0])
+    assert labels[:20].unique().numel() > 3
+    assert len(digits.calibration(5000, seed=0)[0]) == 1295
+
+
+# ---- arrays
+
+
+def test_npz_values_are_exact_for_every_layout(npz: Callable[..., str]) -> None:
+    made = arrays()
+    expected = torch.from_numpy(made["x_test"]).permute(0, 3, 1, 2).double() / 255
+    expected = (expected - IMAGENET_MEAN) / IMAGENET_STD
+    data = load_data(npz())
+    images, labels = everything(data.test)
+    assert images.dtype == torch.float32
+    assert (images - expected).abs().max() < 1e-6
+    assert labels.tolist() == made["y_test"].tolist()
+    planes = {k: made[k].transpose(0, 3, 1, 2) for k in ("x_train", "x_test")}
+    assert torch.equal(everything(load_data(npz(**planes)).test)[0], images)
+    image, label = data.test[3]
+    assert torch.equal(image, images[3])
+    assert label == 3
+
+
+def test_npz_keeps_uint8_in_memory_and_gives_items_to_a_dataloader(npz: Callable[..., str]) -> None:
+    data = load_data(npz())
+    assert isinstance(data.train, ArrayDataset)
+    assert data.train.images.dtype == torch.uint8
+    images = torch.cat([x for x, _ in DataLoader(data.test, batch_size=4)])
+    assert torch.equal(images, everything(data.test)[0])
+
+
+def test_npz_validation_is_a_tenth_of_train(npz: Callable[..., str]) -> None:
+    data = load_data(npz())
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [36, 4, 10]
+    assert torch.bincount(data.validation.labels).tolist() == [1, 1, 1, 1]
+    rows = torch.cat([everything(s)[0] for s in (data.train, data.validation)]).flatten(1)
+    assert len(torch.unique(rows, dim=0)) == 40
+
+
+def test_grey_images_use_mnists_mean_and_floats_none(npz: Callable[..., str]) -> None:
+    grey = {k: arrays()[k][..., 0] for k in ("x_train", "x_test")}
+    data = load_data(npz(**grey))
+    assert data.input_shape == (1, 8, 8)
+    assert (data.mean, data.std) == ((0.1307,), (0.3081,))
+    assert data.augmented is data.train
+    expected = (torch.from_numpy(grey["x_test"])[:, None].double() / 255 - 0.1307) / 0.3081
+    assert (everything(data.test)[0] - expected).abs().max() < 1e-6
+
+    floats = {k: arrays()[k].astype(np.float64) / 7 for k in ("x_train", "x_test")}
+    data = load_data(npz(**floats))
+    assert data.mean is None
+    assert data.augmented is data.train
+    assert "no normalisation" in data.description
+    assert torch.equal(
+        everything(data.test)[0], torch.from_numpy(floats["x_test"]).permute(0, 3, 1, 2).float()
+    )
+    assert load_data(npz(**grey), input_shape=(64,)).test[0][0].shape == (64,)
+
+
+def test_mean_and_std_of_the_user_win(npz: Callable[..., str]) -> None:
+    data = load_data(npz(), mean=[0.5], std=[0.25])
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.25,) * 3)
+    expected = (torch.from_numpy(arrays()["x_test"]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    assert (everything(data.test)[0] - expected).abs().max() < 1e-6
+    assert load_data(npz(), std=[0.5]).mean == IMAGENET[0]
+
+
+def test_augmented_photographs_repeat_by_generator_and_leave_train_alone(npz: Callable[..., str]) -> None:
+    data = load_data(npz())
+    assert isinstance(data.augmented, Augmented)
+    assert isinstance(data.train, ImageDataset)
+    assert data.augmented.padding == 1
+    draws = [
+        torch.cat([x for x, _ in batches(data.augmented, 9, generator=torch.Generator().manual_seed(s))])
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    rows = torch.arange(36)
+    assert not torch.equal(data.augmented.gather(rows)[0], data.train.gather(rows)[0])
+    assert torch.equal(data.train.gather(rows)[0], data.train.gather(rows)[0])
+    assert data.augmented.gather(rows)[1].tolist() == data.train.labels.tolist()
+
+
+BAD_ARRAYS = {
+    "missing key": ({"y_test": None}, "has no y_test"),
+    "lengths": ({"y_train": np.arange(39) % 4}, "39 labels for 40 images"),
+    "one class": ({"y_train": np.zeros(40, np.int64)}, "one class only"),
+    "float labels": ({"y_train": np.arange(40) / 4}, "Labels are integers"),
+    "negative labels": ({"y_train": np.arange(40) % 4 - 1}, "the label -1"),
+    "one-hot labels": ({"y_train": np.eye(40, 4, dtype=np.int64)}, "one integer per image"),
+    "NaN": ({"x_train": np.full((40, 8, 8, 3), np.nan, np.float32)}, "NaN or infinite values in 40 of 40"),
+    "int32 images": ({"x_train": np.zeros((40, 8, 8, 3), np.int32)}, "x_train is int32"),
+    "five axes": ({"x_train": np.zeros((40, 8, 8, 3, 1), np.uint8)}, "has shape (40, 8, 8, 3, 1)"),
+    "no images": ({"x_train": np.zeros((0, 8, 8, 3), np.uint8)}, "has shape (0, 8, 8, 3)"),
+    "layout": ({"x_train": np.zeros((40, 8, 8, 5), np.uint8)}, "which axis is the channels?"),
+    "two shapes": ({"x_test": np.zeros((10, 9, 9, 3), np.uint8)}, "They must agree"),
+    "two types": ({"x_test": np.zeros((10, 8, 8, 3), np.float32)}, "both be floats"),
+    "objects": ({"y_train": np.array([object()] * 40)}, "allow_pickle=False"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_say_what_is_wrong(case: str, npz: Callable[..., str]) -> None:
+    changes, message = BAD_ARRAYS[case]
+    with pytest.raises(MintError) as error:
+        load_data(npz(**changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_the_wrong_shape_for_the_network_name_both_shapes(npz: Callable[..., str]) -> None:
+    with pytest.raises(MintError, match="images of 3x8x8, but the network takes 3x32x32"):
+        load_data(npz(), input_shape=(3, 32, 32))
+    five = {k: np.zeros((n, 8, 8, 5), np.uint8) for k, n in (("x_train", 40), ("x_test", 10))}
+    data = load_data(npz(**five), input_shape=(5, 8, 8))
+    assert data.input_shape == (5, 8, 8)
+    assert data.mean is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"PK\x03\x04 not a zip", b"\x93NUMPY\x01\x00v\x00{'descr'"]
+)
+def test_files_that_are_no_npz_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    with pytest.raises(MintError, match=r"set\.npz"):
+        load_data(str(path))
+
+
+def test_damaged_and_single_arrays_are_refused(npz: Callable[..., str], tmp_path: Path) -> None:
+    path = Path(npz())
+    content = bytearray(path.read_bytes())
+    content[600] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(MintError, match="CRC"):
+        load_data(str(path))
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(MintError, match="single array"):
+        load_data(str(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.5, 0.5]}, "--mean has 2 values, but"),
+        ({"std": [0.0]}, "--std must be above 0"),
+        ({"mean": [float("nan")]}, "--mean must be finite"),
+    ],
+)
+def test_impossible_mean_or_std_is_an_error(options: dict[str, list[float]], message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        load_data("digits", **options)  # type: ignore[arg-type]
+
+
+def test_unknown_specs_name_the_choices() -> None:
+    with pytest.raises(
+        MintError, match=r"Unknown data 'digts'\. Choose from: digits, FILE\.npz,.* cifar10:DIR"
+    ):
+        load_data("digts")
+    with pytest.raises(MintError, match="No such folder: 'no/where'"):
+        load_data("no/where")
+    with pytest.raises(MintError, match=r"No such file: nowhere\.npz"):
+        load_data("nowhere.npz")
+
+
+# ---- torchvision sets
+
+
+def test_mnist_files_load_through_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pixels = {
+        "train": rng.integers(0, 256, (30, 28, 28), dtype=np.uint8),
+        "t10k": np.zeros((10, 28, 28), np.uint8),
+    }
+    for part, images in pixels.items():
+        labels = (np.arange(len(images)) % 10).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 0x803, len(images), 28, 28) + images.tobytes()
+        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 0x801, len(labels)) + labels.tobytes()
+        )
+    data = load_data(f"mnist:{tmp_path}")
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [27, 3, 10]
+    assert data.input_shape == (1, 28, 28)
+    assert torch.allclose(data.test[0][0], torch.tensor(-0.1307 / 0.3081))
+    assert data.augmented is data.train
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn", "stl10"])
+def test_a_missing_torchvision_set_says_where_to_get_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MintError, match=f"No {name} in .*It must hold .*, from .") as error:
+        load_data(f"{name}:{tmp_path}")
+    assert "\n" not in str(error.value)
+    with pytest.raises(MintError, match="No such folder"):
+        load_data(f"{name}:{tmp_path}/nowhere")
+
+
+# ---- folders
+
+
+def folder(root: Path, *parts: str, per_class: int = 10, size: tuple[int, int] = (16, 16)) -> Path:
+    for part in parts:
+        for number, name in enumerate(("cat", "dog", "eel")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(per_class):
+                color = (50 * number, 10 * i, 200)
+                Image.new("RGB", size, color).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_folders_with_all_three_parts(tmp_path: Path) -> None:
+    data = load_data(str(folder(tmp_path, "train", "val", "test")), input_shape=(3, 16, 16))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [30, 30, 30]
+    assert data.classes == 3
+    image, label = data.test[25]
+    expected = (torch.tensor([100, 50, 200]).view(3, 1, 1) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    assert label == 2
+    assert torch.allclose(image, expected.expand(3, 16, 16))
+    assert torch.equal(everything(data.test)[0][25], image)
+    assert isinstance(data.augmented, Augmented)
+
+
+def test_without_test_val_is_the_test_split(tmp_path: Path) -> None:
+    data = load_data(str(folder(tmp_path, "train", "val")), input_shape=(3, 16, 16))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [27, 3, 30]
+    assert {Path(p).parent.parent.name for p, _ in data.test.files} == {"val"}
+    assert {Path(p).parent.parent.name for p, _ in data.validation.files} == {"train"}
+    assert not {p for p, _ in data.validation.files} & {p for p, _ in data.train.files}
+    assert load_data(str(tmp_path)).input_shape == (3, 224, 224)
+
+
+def test_folder_images_are_resized_and_cut_from_the_middle(tmp_path: Path) -> None:
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 255
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(10):
+                Image.fromarray(wide).save(tmp_path / part / name / f"{i}.png")
+    data = load_data(str(tmp_path), input_shape=(3, 28, 28), mean=[0.0], std=[1.0])
+    assert torch.allclose(data.test[0][0], torch.ones(3, 28, 28))
+    grey = load_data(str(tmp_path), input_shape=(1, 28, 28))
+    assert torch.allclose(grey.test[0][0], torch.tensor((1 - 0.1307) / 0.3081))
+    assert grey.augmented is grey.train
+
+
+def test_bad_folders_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(MintError, match=r"needs train/ and test/ or val/.* it holds: nothing"):
+        load_data(str(tmp_path))
+    folder(tmp_path, "train", "test")
+    with pytest.raises(MintError, match="the network takes 784"):
+        load_data(str(tmp_path), input_shape=(784,))
+    (tmp_path / "test" / "eel").rename(tmp_path / "test" / "fox")
+    with pytest.raises(MintError, match="different class folders: "):
+        load_data(str(tmp_path))
+    (tmp_path / "test" / "fox").rename(tmp_path / "test" / "eel")
+    (tmp_path / "test" / "cat" / "3.png").write_bytes(b"no picture")
+    data = load_data(str(tmp_path), input_shape=(3, 16, 16))
+    deep = Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))
+    assert deep.mode.startswith("I")
+    deep.save(tmp_path / "deep.png")
+    with pytest.raises(MintError, match=r"deep\.png has more than 8 bits a pixel \(I"):
+        FolderDataset([(str(tmp_path / "deep.png"), 0)], shape=(1, 8, 8)).gather(torch.tensor([0]))
+    with pytest.raises(MintError, match=r"deep\.png' is a file of another kind\. Choose from"):
+        load_data(str(tmp_path / "deep.png"))
+    with pytest.raises(MintError, match=r"Cannot read the image .*3\.png"):
+        everything(data.test)
+    for image in (tmp_path / "train" / "cat").iterdir():
+        image.unlink()
+    with pytest.raises(MintError, match="no folder of class folders with images"):
+        load_data(str(tmp_path))
+
+
+# ---- without data
+
+
+def test_synthetic_images_fall_as_one_over_f_with_unit_variance() -> None:
+    images = synthetic_images(64, (3, 64, 64), seed=0)
+    assert images.shape == (64, 3, 64, 64)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    assert torch.allclose(images.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-4)
+    amplitude = torch.fft.rfft2(images).abs().square().mean((0, 1)).sqrt()
+    frequency = torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.rfftfreq(64)[None])
+    chosen = (frequency > 0) & (frequency < 0.5)
+    x, y = frequency[chosen].log(), amplitude[chosen].log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    assert slope == pytest.approx(-1, abs=0.02)
+
+
+def test_synthetic_images_repeat_by_seed_and_take_flat_shapes() -> None:
+    assert torch.equal(synthetic_images(2, (1, 5, 6), seed=3), synthetic_images(2, (1, 5, 6), seed=3))
+    assert not torch.equal(synthetic_images(2, (1, 5, 6), seed=3), synthetic_images(2, (1, 5, 6), seed=4))
+    flat = synthetic_images(100, (7,), seed=0)
+    assert flat.shape == (100, 7)
+    assert torch.isfinite(synthetic_images(1, (1, 1, 1), seed=0)).all()

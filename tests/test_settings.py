@@ -1,0 +1,167 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_compress.errors import MintError
+from mint_compress.settings import check_benchmark, check_options, check_sweep, outputs
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"x")
+    return path
+
+
+def test_a_grid_may_hold_samples_for_those_estimators_that_look_at_them(model: Path, tmp_path: Path) -> None:
+    check_sweep(
+        model=model, output=tmp_path / "out.csv", data="digits", ratio=(0.5,), macs_ratio=None,
+        estimator=("gaussian", "gmi"), groups=(0,), upper_limit=(0.9,), samples_per_class=(20, 30), seed=(0,),
+    )  # fmt: skip
+
+
+def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None:
+    check_options(model=model, ratio=0.5, output=tmp_path / "out.onnx")
+    check_options(model=str(model), plan=model)
+    check_options(model=object(), ratio=0.5, data=object(), estimator=len)
+    check_options(model=model, ratio=0.5, batch_size=1, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ratio": 1.5}, "ratio must lie between 0 and 1, not 1.5."),
+        ({"ratio": 0}, "ratio must lie between 0 and 1, not 0."),
+        ({"ratio": 1}, "ratio must lie between 0 and 1, not 1."),
+        ({"ratio": -0.1}, "ratio must lie between 0 and 1, not -0.1."),
+        ({"ratio": math.nan}, "ratio must lie between 0 and 1, not nan."),
+        ({"ratio": "0.5"}, "ratio must lie between 0 and 1, not '0.5'."),
+        ({"ratio": None}, "No ratio given."),
+        ({"upper_limit": 1.0}, "upper-limit must lie between 0 and 1, not 1.0."),
+        ({"round_to": 0}, "round-to must be a whole number, at least 1, not 0."),
+        ({"round_to": 2.5}, "round-to must be a whole number, at least 1, not 2.5."),
+        ({"groups": -1}, "groups must be a whole number, at least 0, not -1."),
+        ({"epochs": -1}, "epochs must be a whole number, at least 0, not -1."),
+        ({"seed": -1}, "seed must be a whole number, at least 0, not -1."),
+        ({"seed": 2**63}, "seed must be a whole number"),
+        ({"batch_size": 1}, "batch-size must be at least 2 to fine-tune, not 1"),
+        ({"plan": "model.pt"}, "A plan has its own shares. Leave --ratio and --macs-ratio out"),
+        ({"batch_size": 0}, "batch-size must be a whole number, at least 1, not 0."),
+        ({"threads": 0}, "threads must be a whole number, at least 1, not 0."),
+        ({"bench_batch": 0}, "bench-batch must be a whole number, at least 1, not 0."),
+        ({"calibration_images": 0}, "calibration-images must be a whole number, at least 1, not 0."),
+        ({"samples_per_class": 0}, "samples-per-class must be a whole number, at least 1, not 0."),
+        ({"lr": 0.0}, "lr must be a positive number, not 0.0."),
+        ({"lr": math.inf}, "lr must be a positive number, not inf."),
+        ({"bench_seconds": 0}, "bench-seconds must be a positive number, not 0."),
+        ({"estimator": "gim"}, "Unknown estimator 'gim'. Choose from: gaussian, gmi"),
+        ({"cost": "flops"}, "Unknown cost 'flops'. Choose from: params, macs, both."),
+        ({"provider": "tpu"}, "Unknown provider 'tpu'. Choose from: auto, cpu, cuda."),
+        ({"device": "gpu"}, "Unknown device 'gpu'. Choose from: auto, cpu, cuda, cuda:N."),
+        ({"input_shape": (3, 0, 32)}, "input-shape must be positive whole numbers"),
+        ({"input_shape": ()}, "input-shape must be positive whole numbers"),
+        ({"mean": (0.5,)}, "mean is given without std."),
+        ({"std": (0.5,)}, "std is given without mean."),
+        ({"mean": (0.5, 0.5), "std": (1.0,)}, "mean has 2 values and std 1."),
+        ({"mean": (math.nan,), "std": (1.0,)}, "mean must be finite numbers"),
+        ({"mean": (0.5,), "std": (0.0,)}, "std must be positive numbers"),
+        (
+            {"mean": (0.5, 0.5), "std": (1.0, 1.0), "input_shape": (3, 8, 8)},
+            "mean and std have 2 values, but",
+        ),
+        ({"mean": (0.5,), "std": (1.0,)}, "mean and std are what data are normalised with"),
+        ({"samples_per_class": 5}, "samples-per-class is for gmi, mint and knn"),
+        ({"data": "nowhere.npz"}, "No such data: 'nowhere.npz'."),
+        ({"data": "a" * 5000}, "No such data: "),
+        ({"plan": "none.plan.json", "ratio": None}, "No such plan file: 'none.plan.json'."),
+    ],
+)
+def test_what_cannot_work_is_named_with_its_value(model: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError) as caught:
+        check_options(**{"model": model, "ratio": 0.5, **given})
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10:/anywhere", "package.module:function"])
+def test_data_that_only_loading_can_judge_is_let_through(model: Path, data: str) -> None:
+    check_options(model=model, ratio=0.5, data=data)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_device_names(model: Path, device: str) -> None:
+    check_options(model=model, ratio=0.5, device=device)
+
+
+def test_the_model_is_a_regular_file_or_a_link_to_one(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(MintError, match="No such model file"):
+        check_options(model=tmp_path / "absent.pt", ratio=0.5)
+    with pytest.raises(MintError, match="not a regular file"):
+        check_options(model=tmp_path, ratio=0.5)
+    with pytest.raises(MintError, match="No such model file"):
+        check_options(model="nul\0l.pt", ratio=0.5)
+    link = tmp_path / "link.pt"
+    link.symlink_to(model)
+    check_options(model=link, ratio=0.5)
+    link.unlink()
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(MintError, match="No such model file"):
+        check_options(model=link, ratio=0.5)
+
+
+def test_the_output_needs_a_suffix_and_a_folder(tmp_path: Path, model: Path) -> None:
+    for name in ("out", "out."):
+        with pytest.raises(MintError, match="has no suffix"):
+            check_options(model=model, ratio=0.5, output=tmp_path / name)
+    with pytest.raises(MintError, match="does not exist"):
+        check_options(model=model, ratio=0.5, output=tmp_path / "none" / "out.onnx")
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.safetensors", "out.json"])
+def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path, model: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    given: dict[str, Any] = {"model": model, "ratio": 0.5, "output": tmp_path / "out.onnx"}
+    with pytest.raises(MintError, match=f"{name}' exists already"):
+        check_options(**given)
+    check_options(**given, force=True)
+    # a dry run writes none of them
+    check_options(**given, dry_run=True)
+
+
+def test_a_dry_run_replaces_a_plan_only_by_force(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "out.plan.json").write_text("mine")
+    given: dict[str, Any] = {"model": model, "ratio": 0.5, "output": tmp_path / "out.onnx"}
+    with pytest.raises(MintError, match=r"out\.plan\.json' exists already"):
+        check_options(**given, dry_run=True)
+    check_options(**given, dry_run=True, force=True)
+    check_options(**given)
+
+
+def test_even_by_force_neither_the_model_nor_a_folder_is_replaced(tmp_path: Path) -> None:
+    model = tmp_path / "small.safetensors"
+    model.write_bytes(b"x")
+    with pytest.raises(MintError, match="is the model itself"):
+        check_options(model=model, ratio=0.5, output=tmp_path / "small.onnx", force=True)
+    (tmp_path / "dir.onnx").mkdir()
+    with pytest.raises(MintError, match="is a folder"):
+        check_options(model=model, ratio=0.5, output=tmp_path / "dir.onnx", force=True)
+
+
+def test_outputs_share_the_stem() -> None:
+    assert [str(path) for path in outputs("a/b.v2.onnx")] == [
+        "a/b.v2.onnx",
+        "a/b.v2.safetensors",
+        "a/b.v2.json",
+        "a/b.v2.plan.json",
+    ]
+
+
+def test_benchmark_settings() -> None:
+    fine: dict[str, Any] = {"provider": "auto", "threads": 1, "batch": 1, "seconds": 0.5, "seed": 0}
+    check_benchmark(**fine)
+    for wrong in ({"provider": "x"}, {"threads": 0}, {"batch": 0}, {"seconds": -1.0}, {"seed": -1}):
+        with pytest.raises(MintError, match=f"{next(iter(wrong))}"):
+            check_benchmark(**(fine | wrong))

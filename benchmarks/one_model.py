@@ -27,7 +27,7 @@ from mint_compress.checkpoints.loading import Builder
 from mint_compress.checkpoints.registry import original_input_shape
 from mint_compress.data.specs import synthetic_images
 from mint_compress.nn.counting import parameters
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.io import tensors_in
 from mint_compress.planning.search import most_removed
 from mint_compress.scoring.scores import uses_samples
 

@@ -24,7 +24,7 @@ from torch import nn
 from mint_compress.data.datasets import ImageDataset
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
-from mint_compress.nn.devices import seeded
+from mint_compress.nn.contexts import seeded
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.finetuning import finetune
 from mint_compress.zoo import BUILDERS

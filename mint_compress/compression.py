@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mint_compress.checkpoints.files import builder_of, input_shape_of, remember_builder
+from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.loading import load_model
 from mint_compress.data.specs import Data, load_data, synthetic_images
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.receipt import layer_counts
 from mint_compress.exporting.shipping import check_target, ship, write_plan
+from mint_compress.files import outputs
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.label_tracing import MIXES
+from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import bare_copy, copied
-from mint_compress.nn.counting import Progress, evaluating, layer_macs, parameters
+from mint_compress.nn.counting import layer_macs, parameters
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import (
     Inputs,
@@ -39,11 +39,13 @@ from mint_compress.nn.io import (
 )
 from mint_compress.planning.search import Budget
 from mint_compress.planning.search import plan as choose_plan
+from mint_compress.progress import Progress
+from mint_compress.provenance import described, machine, versions
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import Report
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score, uses_samples
-from mint_compress.settings import check_options, outputs
+from mint_compress.settings import check_options
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import accuracy, chance_warning
@@ -195,7 +197,7 @@ def compress(
     settings = _Settings(where, seed, estimator, samples_per_class, progress)
     report = Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
-        seed=seed, command=command, versions=_versions(), machine=_machine(where), data=_described(data),
+        seed=seed, command=command, versions=versions(), machine=machine(where), data=described(data),
         settings={
             **options, "arch": arch, "ignore": ignore, "prune_inputs": prune_inputs, "trust": trust,
             "compensate": compensate, "distill": distill, "augment": augment,
@@ -441,40 +443,3 @@ def _accuracy(
         return None
     source = data.validation if validation else data.test
     return accuracy(model, source, device=settings.device, progress=settings.progress)
-
-
-def _described(data: Data | None) -> dict[str, Any] | None:
-    if data is None:
-        return None
-    counts = dict(zip(("train", "validation", "test"), data.sizes, strict=True))
-    return {
-        "name": data.name, "input_shape": data.input_shape, "classes": data.classes, **counts,
-        "mean": data.mean, "std": data.std,
-    }  # fmt: skip
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = (
-        "mint-compress",
-        "torch",
-        "torchvision",
-        "torch-pruning",
-        "onnx",
-        "onnxruntime-gpu",
-        "onnxruntime",
-    )
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -16,3 +16,9 @@ class CheckFailed(MintError):
 def first_line(error: BaseException) -> str:
     """What any exception says, in one line: its type and the start of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
+
+
+def shown(text: object) -> str:
+    """What a file says, fit for a message: printable and short."""
+    said = "".join(c if c.isprintable() else "?" for c in str(text)[:100])
+    return said + ("..." if len(str(text)) > 100 else "")

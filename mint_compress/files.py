@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from mint_compress.errors import MintError
 
@@ -34,3 +35,39 @@ def replacing(path: Path) -> Iterator[Path]:
         raise MintError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Outputs(NamedTuple):
+    """The files one run may write, all beside the export."""
+
+    export: Path
+    tensors: Path
+    report: Path
+    plan: Path
+
+
+def outputs(output: str | Path) -> Outputs:
+    """Names of the files that belong to ``OUT.onnx``: itself, OUT.safetensors, OUT.json, OUT.plan.json."""
+    path = Path(output)
+    return Outputs(path, *(path.with_suffix(suffix) for suffix in (".safetensors", ".json", ".plan.json")))
+
+
+def check_file(what: str, path: str | Path) -> None:
+    """Refuse what is not a regular file (a symlink to one is one).
+
+    Raises
+    ------
+    MintError
+        When nothing, or something else, is there, or when it may not be read.
+    """
+    path = Path(path)
+    try:
+        exists, regular = path.exists(), path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or one with a null byte
+        exists = regular = False
+    if not exists:
+        raise MintError(f"No such {what} file: {str(path)!r}. Check the path.")
+    if not regular:
+        raise MintError(f"The {what} {str(path)!r} is not a regular file. Give the file itself.")
+    if not os.access(path, os.R_OK):
+        raise MintError(f"The {what} {str(path)!r} may not be read. Change its permissions.")

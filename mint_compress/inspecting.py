@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mint_compress.checkpoints.files import input_shape_of
+from mint_compress.checkpoints.builders import input_shape_of
 from mint_compress.checkpoints.loading import load_model
 from mint_compress.errors import MintError
+from mint_compress.graph.costs import LayerShape
 from mint_compress.graph.finding import find_groups
-from mint_compress.graph.groups import ChannelGroup, LayerShape
+from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
-from mint_compress.nn.counting import Progress, parameters
+from mint_compress.nn.counting import parameters
 from mint_compress.planning.search import most_removed
+from mint_compress.progress import Progress
 from mint_compress.reporting import LeftAlone, as_text, left_alone_lines
 from mint_compress.settings import check_inspection
 from mint_compress.surgery.pruning_plan import PruningPlan

@@ -9,28 +9,14 @@ import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mint_compress.errors import MintError
+from mint_compress.files import check_file, outputs
 
 ESTIMATORS = ("gaussian", "gmi", "mint", "knn")
 COSTS = ("params", "macs", "both")
 PROVIDERS = ("auto", "cpu", "cuda")
-
-
-class Outputs(NamedTuple):
-    """The files one run may write, all beside the export."""
-
-    export: Path
-    tensors: Path
-    report: Path
-    plan: Path
-
-
-def outputs(output: str | Path) -> Outputs:
-    """Names of the files that belong to ``OUT.onnx``: itself, OUT.safetensors, OUT.json, OUT.plan.json."""
-    path = Path(output)
-    return Outputs(path, *(path.with_suffix(suffix) for suffix in (".safetensors", ".json", ".plan.json")))
 
 
 def estimator_names() -> tuple[str, ...]:
@@ -199,27 +185,6 @@ def check_inspection(
     _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
     _check_counts(least_0={}, least_1={"round-to": round_to}, default_if_none={})
     _check_input(input_shape, None, None)
-
-
-def check_file(what: str, path: str | Path) -> None:
-    """Refuse what is not a regular file (a symlink to one is one).
-
-    Raises
-    ------
-    MintError
-        When nothing, or something else, is there, or when it may not be read.
-    """
-    path = Path(path)
-    try:
-        exists, regular = path.exists(), path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or one with a null byte
-        exists = regular = False
-    if not exists:
-        raise MintError(f"No such {what} file: {str(path)!r}. Check the path.")
-    if not regular:
-        raise MintError(f"The {what} {str(path)!r} is not a regular file. Give the file itself.")
-    if not os.access(path, os.R_OK):
-        raise MintError(f"The {what} {str(path)!r} may not be read. Change its permissions.")
 
 
 def _check_model(model: object) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from mint_compress.compression import compress
 from mint_compress.errors import MintError
 from mint_compress.files import replacing, sha256_of
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 from mint_compress.reporting import Report
 
 SWEEP_FORMAT = 1

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.checkpoints.files import HEADER_KEY, Builder, _checksum, remember_builder, save
+from mint_compress.checkpoints.builders import Builder, remember_builder
+from mint_compress.checkpoints.files import HEADER_KEY, _checksum, save
 from mint_compress.zoo import BUILDERS
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from mint_compress.errors import MintError
-from mint_compress.settings import check_benchmark, check_options, check_sweep, outputs
+from mint_compress.files import outputs
+from mint_compress.settings import check_benchmark, check_options, check_sweep
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mint_compress.checkpoints.pickle_scan import shown
+from mint_compress.checkpoints.builders import Builder, builder_of, input_shape_of
 from mint_compress.checkpoints.safe_load import (
     DAMAGED,
     SAVE_WEIGHTS,
@@ -25,7 +25,7 @@ from mint_compress.checkpoints.safe_load import (
     regular_file,
     unpickle,
 )
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, shown
 from mint_compress.nn.input_selection import selecting_layers
 from mint_compress.surgery.layer_sizes import shape_spec
 
@@ -44,18 +44,6 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
 @dataclass(frozen=True)
-class Builder:
-    """What makes an architecture: a zoo, torchvision or timm builder, or ``package.module:callable``.
-
-    Names are such as ``zoo:vgg16_cifar``, ``torchvision:resnet18``, ``timm:regnety_002``; ``kwargs``
-    such as ``{"num_classes": 10}``.
-    """
-
-    name: str
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """What a file holds: ``tensors`` (a state_dict, floats as float32) or a whole ``module``, never both.
 
@@ -67,25 +55,6 @@ class Checkpoint:
     arch: str | None = None
     header: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
-
-
-def remember_builder(module: nn.Module, builder: Builder | None, input_shape: Sequence[int] | None) -> None:
-    """Note on ``module`` what made it and what it eats (without the batch); deepcopy keeps the note."""
-    # plain data, so that torch.save(module) stays readable without this package
-    note = None if builder is None else {"name": builder.name, "kwargs": dict(builder.kwargs)}
-    vars(module)["mint_builder"] = note
-    vars(module)["mint_input_shape"] = None if input_shape is None else tuple(input_shape)
-
-
-def builder_of(module: nn.Module) -> Builder | None:
-    """The builder noted by :func:`remember_builder`, or None."""
-    note = vars(module).get("mint_builder")
-    return None if note is None else Builder(**note)
-
-
-def input_shape_of(module: nn.Module) -> tuple[int, ...] | None:
-    """The input shape, without the batch, noted by :func:`remember_builder`, or None."""
-    return cast("tuple[int, ...] | None", vars(module).get("mint_input_shape"))
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) -> Checkpoint:

@@ -12,15 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mint_compress.checkpoints import fingerprints
-from mint_compress.checkpoints.files import (
-    Builder,
-    Checkpoint,
-    builder_of,
-    input_shape_of,
-    read_checkpoint,
-    remember_builder,
-)
-from mint_compress.checkpoints.pickle_scan import shown
+from mint_compress.checkpoints.builders import Builder, builder_of, input_shape_of, remember_builder
+from mint_compress.checkpoints.files import Checkpoint, read_checkpoint
 from mint_compress.checkpoints.registry import (
     TIERS,
     accepts_classes,
@@ -34,7 +27,7 @@ from mint_compress.checkpoints.registry import (
     with_tier,
 )
 from mint_compress.checkpoints.safe_load import DAMAGED, damaged
-from mint_compress.errors import MintError, first_line
+from mint_compress.errors import MintError, first_line, shown
 from mint_compress.nn.input_selection import restore_selecting_
 from mint_compress.surgery.layer_sizes import set_shapes_, set_tensors_
 

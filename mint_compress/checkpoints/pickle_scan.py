@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from mint_compress.errors import shown
+
 # what else the layers of torchvision and timm keep as attributes, looked at one by one: an enumeration of
 # layouts, and activations, which call nothing that they are given
 ENUMERATIONS = ("timm.layers.format.Format",)
@@ -57,12 +59,6 @@ CONSTANTS = {
 
 # bytes of steps, each taken in Python, here and by PyTorch; a whole ResNet-152 has 188,217
 MOST_STEPS = 4 * 2**20
-
-
-def shown(text: object) -> str:
-    """What a file says, fit for a message: printable and short."""
-    said = "".join(c if c.isprintable() else "?" for c in str(text)[:100])
-    return said + ("..." if len(str(text)) > 100 else "")
 
 
 class _Name(str):

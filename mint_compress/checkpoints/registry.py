@@ -13,10 +13,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mint_compress import zoo
-from mint_compress.checkpoints.files import Builder
+from mint_compress.checkpoints.builders import Builder
 from mint_compress.checkpoints.safe_load import DAMAGED, inside, searching_here
 from mint_compress.errors import MintError, first_line
-from mint_compress.nn.devices import seeded
+from mint_compress.nn.contexts import seeded
 
 TIERS = ("zoo", "torchvision", "timm")
 

@@ -39,9 +39,8 @@ from mint_compress.checkpoints.pickle_scan import (
     CallsError,
     LayerPartial,
     Recipe,
-    shown,
 )
-from mint_compress.errors import MintError, first_line
+from mint_compress.errors import MintError, first_line, shown
 
 log = logging.getLogger(__name__)
 

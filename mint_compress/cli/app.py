@@ -22,11 +22,12 @@ import click
 
 from mint_compress.cli.options import BENCH, COMPRESS, FILE, INSPECT, SWEEP, SectionedCommand, options
 from mint_compress.errors import MintError
-from mint_compress.settings import check_benchmark, check_file, check_inspection, check_options, check_sweep
+from mint_compress.files import check_file
+from mint_compress.settings import check_benchmark, check_inspection, check_options, check_sweep
 
 if TYPE_CHECKING:
     from mint_compress.inspecting import Inspection
-    from mint_compress.nn.counting import Progress
+    from mint_compress.progress import Progress
     from mint_compress.reporting import Report
 
 PROGRAM = "mint-compress"

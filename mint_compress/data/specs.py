@@ -24,7 +24,7 @@ from mint_compress.data.datasets import (
 from mint_compress.data.loaders import class_count, first_shape, load_splits, size
 from mint_compress.data.splits import balanced_draw, draw_from_batches, stratified_split
 from mint_compress.errors import MintError
-from mint_compress.nn.devices import seeded
+from mint_compress.nn.contexts import seeded
 from mint_compress.nn.io import Inputs, InputShape, describe
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

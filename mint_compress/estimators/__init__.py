@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 BUILT_IN = ("gaussian", "gmi", "mint", "knn")
 """Each is the function of that name in the module of that name."""

@@ -17,7 +17,7 @@ from mint_compress.errors import MintError
 from mint_compress.estimators.elimination import Regression, cholesky, eliminate, unit_columns
 from mint_compress.estimators.gaussian import Fit, common_type, fit_parents
 from mint_compress.estimators.samples import Samples, check_samples, check_share
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)

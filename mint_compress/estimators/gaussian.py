@@ -29,7 +29,7 @@ from mint_compress.estimators.samples import (
     full_precision,
     mean_square,
 )
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 SINGULAR = 1e-10
 """A column of whose variance the others leave no more than this is taken for determined."""

@@ -45,7 +45,7 @@ from mint_compress.estimators.memory import at_once
 from mint_compress.estimators.mst import cross_edges
 from mint_compress.estimators.neighbours import cross_neighbours
 from mint_compress.estimators.samples import Samples, check_samples, check_share
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 GRAPHS = ("knn", "mst")
 

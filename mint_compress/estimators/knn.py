@@ -38,7 +38,7 @@ from torch import Tensor
 from mint_compress.errors import MintError
 from mint_compress.estimators.memory import at_once
 from mint_compress.estimators.samples import check_samples, check_share, with_noise
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 CACHED = 2**18
 """Distances worked on at once on the CPU: about what its second-level cache holds."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mint_compress.estimators.gmi import gmi
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 
 def mint(

@@ -13,7 +13,7 @@ import numpy as np
 
 from mint_compress.errors import MintError
 from mint_compress.exporting.protocol import Array, InputSpec, Session, find_exporter
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 
 MIN_ROUNDS = 3
 """Rounds that are run whatever they take."""

@@ -12,8 +12,7 @@ from torch import nn
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.protocol import Array, Session, arrays, on_cpu
 from mint_compress.nn.copying import copied
-from mint_compress.nn.io import Inputs, count, mapped, run, select
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors_in
 
 BATCHES = (1, 7)
 """Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from torch import nn
 
 from mint_compress.errors import MintError
+from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
-from mint_compress.nn.counting import evaluating
 from mint_compress.nn.io import Inputs, tensors
 
 _log = logging.getLogger(__name__)

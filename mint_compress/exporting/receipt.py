@@ -16,18 +16,12 @@ from torch import nn
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting.parity import Parity, check_parity
 from mint_compress.exporting.protocol import ExportResult, find_exporter
-from mint_compress.nn.counting import (
-    CONVOLUTIONS,
-    WEIGHTED,
-    Progress,
-    evaluating,
-    first_owners,
-    hooked,
-    layer_macs,
-    parameters,
-)
+from mint_compress.nn.contexts import evaluating, hooked
+from mint_compress.nn.counting import first_owners, layer_macs, parameters
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, run, select, to
+from mint_compress.nn.layers import CONVOLUTIONS, WEIGHTED
+from mint_compress.progress import Progress
 
 Shape = tuple[int, ...]
 

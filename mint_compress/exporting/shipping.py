@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mint_compress.checkpoints.files import builder_of, save
+from mint_compress.checkpoints.builders import builder_of
+from mint_compress.checkpoints.files import save
 from mint_compress.errors import MintError
 from mint_compress.exporting.benchmarking import benchmark
 from mint_compress.exporting.protocol import arrays, export, find_exporter
 from mint_compress.exporting.receipt import verify
-from mint_compress.files import sha256_of
-from mint_compress.nn.counting import Progress
+from mint_compress.files import Outputs, outputs, sha256_of
 from mint_compress.nn.io import Inputs, count, select
+from mint_compress.progress import Progress
 from mint_compress.reporting import Report
-from mint_compress.settings import Outputs, outputs
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 PARITY_IMAGES = 32

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.graph.groups import ChannelGroup, LayerShape, Network
-from mint_compress.nn.counting import NORMS, WEIGHTED, first_owners, is_depthwise, layer_macs
+from mint_compress.graph.costs import LayerShape, Network
+from mint_compress.graph.groups import ChannelGroup
+from mint_compress.nn.counting import first_owners, layer_macs
 from mint_compress.nn.devices import device_of
-from mint_compress.nn.im2col import in_channels, out_channels
-from mint_compress.surgery.slicing import rows_beside, side_channels
+from mint_compress.nn.layers import (
+    NORMS,
+    WEIGHTED,
+    in_channels,
+    is_depthwise,
+    out_channels,
+    rows_beside,
+    side_channels,
+)
 
 
 def network_of(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]) -> Network:

@@ -14,7 +14,7 @@ from torch import nn
 
 from mint_compress.graph.groups import ChannelGroup, Member, Side
 from mint_compress.graph.label_tracing import HEAD
-from mint_compress.surgery.slicing import side_channels
+from mint_compress.nn.layers import side_channels
 
 VISITS, LOOKUPS, INDICES = 5_000, 100_000, 5_000_000
 """Steps through Torch-Pruning's graph, through its search for widths, and indices that it maps, before

@@ -13,22 +13,19 @@ from torch import nn
 
 from mint_compress.errors import MintError, first_line
 from mint_compress.graph.cost_count import network_of
+from mint_compress.graph.costs import Network
 from mint_compress.graph.depgraph import torch_pruning_groups
-from mint_compress.graph.groups import UNREACHED, ChannelGroup, Network
+from mint_compress.graph.groups import UNREACHED, ChannelGroup
 from mint_compress.graph.input_groups import input_groups
 from mint_compress.graph.label_tracing import HEAD, Trace
 from mint_compress.graph.permutation_check import map_faults
-from mint_compress.graph.reference import (
-    TOLERANCE,
-    Reference,
-    change,
-    float64_twin,
-    reference_run,
-    training_flags,
-)
+from mint_compress.graph.reference import TOLERANCE, Reference, change, float64_twin, reference_run
 from mint_compress.graph.removal_check import plan_faults, removable
-from mint_compress.nn.counting import WEIGHTED, Progress, is_depthwise, shared_parameters
+from mint_compress.nn.contexts import training_flags
+from mint_compress.nn.counting import shared_parameters
 from mint_compress.nn.io import Inputs, by_position
+from mint_compress.nn.layers import WEIGHTED, is_depthwise
+from mint_compress.progress import Progress
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from mint_compress.errors import MintError
 from mint_compress.graph.groups import UNREACHED, ChannelGroup, Member
 from mint_compress.graph.reference import Reference
 from mint_compress.graph.removal_check import removable
-from mint_compress.nn.counting import WEIGHTED, parameters, shared_parameters
-from mint_compress.nn.im2col import in_channels
+from mint_compress.nn.counting import parameters, shared_parameters
 from mint_compress.nn.input_selection import Selecting, can_select
+from mint_compress.nn.layers import WEIGHTED, in_channels
 
 MOST_FEATURES = 8192
 """Elimination holds a matrix of all pairs."""

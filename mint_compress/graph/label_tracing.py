@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_iter
 from mint_compress.graph.groups import ChannelGroup, Member, Side
 from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
-from mint_compress.nn.counting import NORMS, WEIGHTED, hooked
-from mint_compress.nn.im2col import in_channels, out_channels
+from mint_compress.nn.contexts import hooked
 from mint_compress.nn.input_selection import Selecting
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.io import tensors_in
+from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, out_channels
 
 MIXES = "mixes places, not channels"
 HEAD = "head: its channels are the network's outputs"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.copying import copied
-from mint_compress.nn.counting import NORMS, WEIGHTED, layer_macs
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.counting import layer_macs
+from mint_compress.nn.io import tensors_in
+from mint_compress.nn.layers import NORMS, WEIGHTED
 
 log = logging.getLogger(__name__)
 
@@ -176,23 +177,6 @@ def reference_run(model: nn.Module, inputs: tuple[Any, ...], *, in_training: boo
     outputs = _outputs(model, inputs, in_training=in_training)
     macs = sum(layer_macs(model, inputs).values())
     return Reference(model, inputs, outputs, in_training, max(16, min(512, WORK // max(macs, 1))))
-
-
-@contextmanager
-def training_flags(model: nn.Module) -> Iterator[None]:
-    """Let the network take the ways of training, while its layers compute as in evaluation.
-
-    Only modules that hold others are switched: dropout and normalisation stay as they are.
-    """
-    parts = [m for m in model.modules() if any(m.children()) and not isinstance(m, (*NORMS, *WEIGHTED))]
-    modes = [(m, m.training) for m in parts]
-    for m in parts:
-        m.training = True
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:

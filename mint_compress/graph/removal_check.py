@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.errors import first_line
+from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Side
-from mint_compress.graph.permutation_check import tell_apart
 from mint_compress.graph.reference import TOLERANCE, Reference, change
-from mint_compress.nn.counting import hooked
+from mint_compress.nn.contexts import hooked
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.surgery.slicing import adapt_, cut_
 

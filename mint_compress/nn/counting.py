@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
+from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, count, run
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) by every long stage; cli.py draws a bar from it."""
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WEIGHTED = (*CONVOLUTIONS, nn.Linear)
-NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.PReLU,
-)
-"""Layers in which one channel is input and output at once."""
+from mint_compress.nn.layers import WEIGHTED
 
 
 def parameters(module: nn.Module) -> int:
@@ -44,11 +30,6 @@ def first_owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, 
         yield name, part, own
 
 
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a layer is a convolution in which each output reads one input of its own."""
-    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.out_channels
-
-
 def shared_parameters(module: nn.Module) -> dict[str, str]:
     """Name of every submodule that holds a parameter in common with another -> that other one's name."""
     owners: dict[int, list[str]] = {}
@@ -61,46 +42,6 @@ def shared_parameters(module: nn.Module) -> dict[str, str]:
         for name, other in zip(names, names[1:] + names[:1], strict=True)
         if name != other
     }
-
-
-@contextmanager
-def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Take the hooks away at the end, whatever happens."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first_given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The first thing that a layer was called with, by position or by name; None if there was nothing."""
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """Put ``module`` into eval mode; afterwards every submodule is back in the mode it was in."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield module
-    finally:
-        for m, training in modes:
-            m.training = training
-
-
-@contextmanager
-def requiring_gradients(module: nn.Module) -> Iterator[None]:
-    """Let every parameter want gradients, frozen ones too; afterwards the flags are as they were."""
-    flags = [(p, p.requires_grad) for p in module.parameters() if p.is_floating_point()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -50,31 +48,3 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module's first parameter or buffer lives; the CPU for a module that has neither."""
     tensor = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-@contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Move ``module`` to ``device``, and back to where it was when the block ends."""
-    home = device_of(module)
-    module.to(device)
-    try:
-        yield module
-    finally:
-        module.to(home)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed what draws from PyTorch's global generators (dropout, foreign loaders) and restore them after.
-
-    Everything of our own draws from an explicit ``torch.Generator``; this is for code that cannot.
-    """
-    device = device or torch.device("cpu")
-    cuda = []
-    if device.type == "cuda":
-        cuda = [torch.cuda.current_device() if device.index is None else device.index]
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield

@@ -9,28 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mint_compress.nn.counting import CONVOLUTIONS
 from mint_compress.nn.input_selection import selected
-
-
-def taps(layer: nn.Module) -> int:
-    """Columns per input channel: the kernel's size for a convolution, 1 for a linear layer."""
-    return math.prod(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else 1  # type: ignore[arg-type]
-
-
-def channel_groups(layer: nn.Module) -> int:
-    """Channel groups of a grouped convolution, 1 for everything else."""
-    return int(layer.groups) if isinstance(layer, CONVOLUTIONS) else 1
-
-
-def in_channels(layer: Any) -> int:
-    """Input channels of a convolution or input features of a linear layer."""
-    return int(layer.in_channels if isinstance(layer, CONVOLUTIONS) else layer.in_features)
-
-
-def out_channels(layer: Any) -> int:
-    """Output channels of a convolution or output features of a linear layer."""
-    return int(layer.out_channels if isinstance(layer, CONVOLUTIONS) else layer.out_features)
+from mint_compress.nn.layers import CONVOLUTIONS, channel_groups
 
 
 def weight_matrix(layer: nn.Module) -> Tensor:

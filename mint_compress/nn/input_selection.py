@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.checkpoints.pickle_scan import shown
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, shown
 
 
 class Selecting:

@@ -10,6 +10,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from mint_compress.errors import MintError
+from mint_compress.nn.devices import device_of
+
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One batch: ``model(x)``, ``model(*inputs)`` or ``model(**inputs)``."""
 
@@ -125,3 +128,44 @@ def by_position(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Tensor, ...]
     finally:
         del vars(model)["forward"]
         vars(model).update(own)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """All tensors of a nested output, in the order in which an export lists them.
+
+    Parameters
+    ----------
+    output
+        A tensor, or mappings, lists and tuples of such; everything else is passed over.
+
+    Yields
+    ------
+    Tensor
+        Depth first, mappings in the order of their keys' insertion.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The logits in what a network returned: the first of its tensors.
+
+    Raises
+    ------
+    MintError
+        When there is none.
+    """
+    for tensor in tensors_in(output):
+        return tensor
+    raise MintError(f"The network returns a {type(output).__name__} without a tensor; logits are needed.")
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch, moved to where the model is."""
+    return run(model, to(of_batch(batch), device_of(model)))

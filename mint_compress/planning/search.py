@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mint_compress.errors import MintError
-from mint_compress.graph.groups import ChannelGroup, LayerShape, Network
+from mint_compress.graph.costs import LayerShape, Network
+from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import MANY, MOST_FEATURES
 from mint_compress.scoring.scores import ChannelScores, block_of
 from mint_compress.surgery.pruning_plan import GroupCut, LayerCut, PruningPlan

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mint_compress.nn.counting import WEIGHTED, evaluating, first_given, hooked, shared_parameters
+from mint_compress.nn.contexts import evaluating, first_given, hooked
+from mint_compress.nn.counting import shared_parameters
 from mint_compress.nn.im2col import is_plain
-from mint_compress.nn.outputs import tensors_in
-from mint_compress.scoring.calibration import forward
+from mint_compress.nn.io import forward, tensors_in
+from mint_compress.nn.layers import WEIGHTED
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
 

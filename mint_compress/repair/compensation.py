@@ -16,24 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.errors import MintError
-from mint_compress.nn.counting import WEIGHTED, Progress, evaluating
+from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.im2col import (
-    channel_groups,
-    in_channels,
     input_rows,
     output_positions,
     output_rows,
     sample_positions,
     set_weight_matrix,
-    taps,
     weight_matrix,
 )
-from mint_compress.nn.io import concatenate, count, of_batch, select, split
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.io import concatenate, count, forward, of_batch, select, split, tensors_in
+from mint_compress.nn.layers import WEIGHTED, channel_groups, in_channels, taps
+from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
+from mint_compress.progress import Progress
 from mint_compress.repair.adjacency import Shortcut, Topology, trace
 from mint_compress.repair.lockstep import Pass, Point, lockstep
 from mint_compress.repair.ridge import RidgeFit
-from mint_compress.scoring.calibration import MAX_COLUMNS, forward, rows_wanted
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 log = logging.getLogger(__name__)

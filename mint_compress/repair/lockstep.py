@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mint_compress.nn.counting import first_given, hooked
-from mint_compress.scoring.calibration import forward
+from mint_compress.nn.contexts import first_given, hooked
+from mint_compress.nn.io import forward
 
 
 class _Abandoned(BaseException):

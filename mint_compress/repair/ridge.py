@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mint_compress.scoring.calibration import MAX_COLUMNS, WIDE, MomentSum
+from mint_compress.nn.moments import MAX_COLUMNS, WIDE, MomentSum
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Tried for every layer, as shares of the mean input variance; the best on held-out images is used."""

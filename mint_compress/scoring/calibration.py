@@ -12,29 +12,16 @@ from torch import Tensor, nn
 
 from mint_compress.errors import MintError
 from mint_compress.graph.groups import ChannelGroup, consumer_units
-from mint_compress.nn.counting import Progress, evaluating, first_given, hooked
-from mint_compress.nn.devices import device_of
-from mint_compress.nn.im2col import (
-    channel_groups,
-    in_channels,
-    input_rows,
-    is_plain,
-    output_positions,
-    sample_positions,
-    taps,
-    weight_matrix,
-)
+from mint_compress.nn.contexts import evaluating, first_given, hooked
+from mint_compress.nn.im2col import input_rows, is_plain, output_positions, sample_positions, weight_matrix
 from mint_compress.nn.input_selection import selected
-from mint_compress.nn.io import count, of_batch, run, to
+from mint_compress.nn.io import count, forward, of_batch
+from mint_compress.nn.layers import channel_groups, in_channels, taps
+from mint_compress.nn.moments import MAX_COLUMNS, MomentSum, rows_wanted
+from mint_compress.progress import Progress
 from mint_compress.scoring.output_sensitivity import output_sensitivity
 from mint_compress.scoring.wide_layers import Shares, contribution_units
 
-MAX_COLUMNS = 8192
-"""Above this many columns a layer is described by its channels' contributions instead of its patches."""
-WIDE = 1024
-"""Rows wider than this are multiplied batch by batch in float32; sums are always float64."""
-ROWS_PER_COLUMN = 16
-LEAST_ROWS = 32768
 LEAST_IMAGES = 1024
 """Places that a layer is looked at, at least, when it is described by contributions."""
 
@@ -97,43 +84,6 @@ class Calibration:
     sensitivity: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
-class MomentSum:
-    """Running sums of rows and their products, in float64 and shifted, so that nothing cancels."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._shift: Tensor | None = None
-        self._first: Tensor | None = None
-        self._second: Tensor | None = None
-
-    def add(self, rows: Tensor) -> None:
-        """Add ``(groups, n, columns)`` rows."""
-        groups, number, size = rows.shape
-        if self._shift is None:
-            self._shift = rows.mean(1, keepdim=True).double()
-            self._first = torch.zeros(groups, 1, size, dtype=torch.float64, device=rows.device)
-            self._second = torch.zeros(groups, size, size, dtype=torch.float64, device=rows.device)
-        assert self._first is not None and self._second is not None
-        # one batch of wide rows is multiplied in the network's precision, and float32 at least
-        wide = torch.promote_types(rows.dtype, torch.float32) if size > WIDE else torch.float64
-        rows = rows.to(wide) - self._shift.to(wide)
-        self._first += rows.sum(1, keepdim=True)
-        self._second += rows.transpose(1, 2) @ rows
-        self.rows += number
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
-        assert self._first is not None and self._second is not None and self._shift is not None
-        mean = self._first / self.rows
-        covariance = self._second / self.rows - mean.transpose(1, 2) @ mean
-        return (mean + self._shift).squeeze(1), covariance
-
-
-def forward(model: nn.Module, batch: Any) -> Any:
-    """Run the model on a batch, moved to where the model is."""
-    return run(model, to(of_batch(batch), device_of(model)))
-
-
 @contextmanager
 def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
     """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end."""
@@ -144,11 +94,6 @@ def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor
     handles = [layer.register_forward_hook(hook(n), with_kwargs=True) for n, layer in layers.items()]
     with hooked(handles):
         yield
-
-
-def rows_wanted(columns: int, images: int) -> int:
-    """Positions per image so that a layer's rows suffice for its columns, and no more."""
-    return -(-max(LEAST_ROWS, ROWS_PER_COLUMN * columns) // max(images, 1))
 
 
 def calibrate(

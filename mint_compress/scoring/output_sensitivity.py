@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mint_compress.errors import first_line
-from mint_compress.nn.counting import evaluating, hooked, requiring_gradients
+from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
 from mint_compress.nn.devices import device_of
-from mint_compress.nn.io import count, of_batch, run, split, to
-from mint_compress.nn.outputs import tensors_in
+from mint_compress.nn.io import count, of_batch, run, split, tensors_in, to
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mint_compress.errors import MintError
 from mint_compress.estimators import find_estimator
 from mint_compress.estimators.elimination import Regression, eliminate, information, regression
 from mint_compress.graph.groups import ChannelGroup, unit_offsets
-from mint_compress.nn.counting import Progress
+from mint_compress.progress import Progress
 from mint_compress.scoring.calibration import Calibration, LayerMoments
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mint_compress.nn.im2col import taps, weight_matrix
+from mint_compress.nn.im2col import weight_matrix
+from mint_compress.nn.layers import taps
 
 
 def contribution_units(units: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mint_compress.checkpoints.pickle_scan import shown
-from mint_compress.errors import MintError
-from mint_compress.nn.counting import CONVOLUTIONS
+from mint_compress.errors import MintError, shown
+from mint_compress.nn.layers import CONVOLUTIONS
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.nn.counting import WEIGHTED
-from mint_compress.nn.im2col import in_channels, out_channels
 from mint_compress.nn.input_selection import make_selecting_
+from mint_compress.nn.layers import rows_beside
 from mint_compress.surgery.layer_sizes import size_attributes
 
 
@@ -46,15 +45,6 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
     for name, parameter in beside.items():
         kept = [row for row in range(len(parameter)) if row not in set(channels)]
         setattr(module, name, nn.Parameter(parameter.detach()[kept]))
-
-
-def rows_beside(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of a layer beside weight and bias with a row for every output, such as a gain, by name."""
-    if not isinstance(module, WEIGHTED):
-        return {}
-    own = module.named_parameters(recurse=False)
-    outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    return {n: p for n, p in own if n not in ("weight", "bias") and p.ndim and len(p) == outputs}
 
 
 def adapt_(model: nn.Module) -> None:
@@ -96,19 +86,3 @@ def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
     slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
     return slicer
-
-
-def side_channels(module: Any, kind: str, side: str, dim: int) -> int:
-    """Channels on one side of a layer, or along ``dim`` of a bare parameter."""
-    if kind in ("conv", "depthwise", "linear"):
-        return in_channels(module) if side == "in" else out_channels(module)
-    if kind == "parameter":
-        return int(module.shape[dim])
-    return int(module.weight.shape[-1] if kind == "embedding" else _norm_width(module))
-
-
-def _norm_width(module: Any) -> int:
-    for attribute in ("num_features", "num_channels", "num_parameters"):
-        if hasattr(module, attribute):
-            return int(getattr(module, attribute))
-    return int(module.normalized_shape[-1])

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mint_compress.data.datasets import Source, batch_count, batches
 from mint_compress.errors import MintError
-from mint_compress.nn.counting import Progress, evaluating
-from mint_compress.nn.devices import placed, resolve_device
-from mint_compress.nn.io import run, to
-from mint_compress.nn.outputs import first_tensor
+from mint_compress.nn.contexts import evaluating, placed
+from mint_compress.nn.devices import resolve_device
+from mint_compress.nn.io import first_tensor, run, to
+from mint_compress.progress import Progress
 
 
 def accuracy(

@@ -19,10 +19,10 @@ from torch.nn import functional
 from mint_compress.data.datasets import Source, batch_count, batches
 from mint_compress.errors import MintError, first_line
 from mint_compress.files import replacing
-from mint_compress.nn.counting import Progress, evaluating, requiring_gradients
-from mint_compress.nn.devices import placed, resolve_device, seeded
-from mint_compress.nn.io import Inputs, count, run, select, to
-from mint_compress.nn.outputs import first_tensor
+from mint_compress.nn.contexts import evaluating, placed, requiring_gradients, seeded
+from mint_compress.nn.devices import resolve_device
+from mint_compress.nn.io import Inputs, count, first_tensor, run, select, to
+from mint_compress.progress import Progress
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mint_compress.nn.counting import evaluating
-from mint_compress.nn.devices import seeded
+from mint_compress.nn.contexts import evaluating, seeded
 from mint_compress.nn.io import Inputs, mapped, run
 
 

@@ -12,14 +12,8 @@ from checkpoint_files import refuse, same, small
 from torch import nn
 
 from mint_compress.checkpoints import files as checkpoints
-from mint_compress.checkpoints.files import (
-    Builder,
-    builder_of,
-    input_shape_of,
-    read_checkpoint,
-    remember_builder,
-    save,
-)
+from mint_compress.checkpoints.builders import Builder, builder_of, input_shape_of, remember_builder
+from mint_compress.checkpoints.files import read_checkpoint, save
 from mint_compress.errors import MintError
 from mint_compress.zoo import BUILDERS
 

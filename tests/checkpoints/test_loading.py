@@ -8,7 +8,8 @@ import torch
 from surgery import difference, own, randomise
 from torch import nn
 
-from mint_compress.checkpoints.files import Builder, save
+from mint_compress.checkpoints.builders import Builder
+from mint_compress.checkpoints.files import save
 from mint_compress.checkpoints.loading import builder_of, input_shape_of, load, load_model
 from mint_compress.checkpoints.registry import WithoutRandomInit, build, outline, resolve
 from mint_compress.errors import MintError

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.label_rules import meet, product
 from mint_compress.graph.label_tracing import Trace
 from mint_compress.graph.labels import Units, compact
-from mint_compress.graph.permutation_check import tell_apart
 
 
 def partition(labels: Tensor) -> list[int]:

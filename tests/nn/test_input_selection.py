@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from mint_compress.checkpoints.files import HEADER_KEY, Builder, _checksum, save
+from mint_compress.checkpoints.builders import Builder
+from mint_compress.checkpoints.files import HEADER_KEY, _checksum, save
 from mint_compress.checkpoints.loading import load, load_model
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mint_compress.errors import MintError
-from mint_compress.nn.outputs import first_tensor, tensors_in
+from mint_compress.nn.io import first_tensor, tensors_in
 
 ONE, TWO, THREE = (torch.full((1,), float(k)) for k in (1, 2, 3))
 

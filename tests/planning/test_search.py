@@ -18,7 +18,8 @@ from torch import nn
 from mint_compress.errors import MintError
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.nn.counting import CONVOLUTIONS, layer_macs, parameters
+from mint_compress.nn.counting import layer_macs, parameters
+from mint_compress.nn.layers import CONVOLUTIONS
 from mint_compress.planning.search import Budget, make_plan, plan
 from mint_compress.scoring.scores import ChannelScores, block_of
 from mint_compress.surgery.pruning import prune_

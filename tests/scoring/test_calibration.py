@@ -15,11 +15,8 @@ from mint_compress.errors import MintError
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import consumer_units, unit_offsets
 from mint_compress.nn.im2col import input_rows, output_positions, output_rows
-from mint_compress.scoring.calibration import (
-    MomentSum,
-    calibrate,
-    rows_wanted,
-)
+from mint_compress.nn.moments import MomentSum, rows_wanted
+from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.wide_layers import contribution_rows, contribution_units
 
 
@@ -106,7 +103,7 @@ def test_contributions_sum_to_the_output() -> None:
 
 
 def test_a_wide_layer_is_described_by_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_compress.scoring.calibration.MAX_COLUMNS", 20)
+    monkeypatch.setattr("mint_compress.nn.moments.MAX_COLUMNS", 20)
     model, x = build("flatten"), images("flatten", 9)
     groups = find_groups(model, x[:1])
     moments = calibrate(model, groups, [x]).moments["fc1"]
@@ -188,8 +185,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_pixels_are_drawn_by_the_seed_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_compress.scoring.calibration.LEAST_ROWS", 30)
-    monkeypatch.setattr("mint_compress.scoring.calibration.ROWS_PER_COLUMN", 1)
+    monkeypatch.setattr("mint_compress.nn.moments.LEAST_ROWS", 30)
+    monkeypatch.setattr("mint_compress.nn.moments.ROWS_PER_COLUMN", 1)
     model, x = build("chain"), images("chain", 6)
     groups = find_groups(model, x[:1])
     one, same, other = (calibrate(model, groups, [x], seed=s).moments["conv2"] for s in (1, 1, 2))

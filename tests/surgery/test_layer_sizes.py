@@ -12,12 +12,13 @@ from surgery import difference, own, prune_block, randomise
 from torch import nn
 
 from mint_compress.checkpoints import files as checkpoints
-from mint_compress.checkpoints.files import Builder, save
+from mint_compress.checkpoints.builders import Builder
+from mint_compress.checkpoints.files import save
 from mint_compress.checkpoints.loading import builder_of, load, load_model, remember_builder
 from mint_compress.checkpoints.registry import WithoutRandomInit
 from mint_compress.errors import MintError
 from mint_compress.graph.finding import find_groups
-from mint_compress.nn.devices import seeded
+from mint_compress.nn.contexts import seeded
 from mint_compress.planning.search import make_plan
 from mint_compress.surgery.pruning import prune_
 from mint_compress.zoo import BUILDERS

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mint_compress.data.datasets import ArrayDataset
 from mint_compress.errors import MintError
-from mint_compress.nn.devices import device_of, placed, resolve_device, seeded
-from mint_compress.nn.outputs import first_tensor
+from mint_compress.nn.contexts import placed, seeded
+from mint_compress.nn.devices import device_of, resolve_device
+from mint_compress.nn.io import first_tensor
 from mint_compress.training.evaluation import accuracy, chance_warning
 
 # ---- devices

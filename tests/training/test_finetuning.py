@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from mint_compress.data.datasets import ArrayDataset
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
-from mint_compress.nn.devices import device_of, seeded
+from mint_compress.nn.contexts import seeded
+from mint_compress.nn.devices import device_of
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.finetuning import EpochResult, distillation_loss, finetune, one_cycle
 

@@ -183,6 +183,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if content["format"] != SWEEP_FORMAT:
             raise MintError(f"{path} has format {content['format']!r}; this version reads {SWEEP_FORMAT}.")
         return list(content["rows"])
+    except MintError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise MintError(f"{path} is there and is no sweep. Give another name with -o.") from None
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,41 +20,22 @@ import mint_compress
 PACKAGE = Path(next(iter(mint_compress.__path__)))
 EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 
-# Data goes from top to bottom: a file imports only what stands before it.
-ORDER = [
-    *("errors", "files", "options", "arguments", "inputs", "counting", "copies", "outputs", "devices", "zoo"),
-    *(
-        "pickles",
-        "selection",
-        "shapes",
-        "unpickling",
-        "checkpoints",
-        "architectures",
-        "fingerprints",
-        "models",
-    ),
-    *("datasets", "splitting", "loaders", "arrays", "data"),
-    *(
-        "channels",
-        "plans",
-        "patches",
-        "slicing",
-        "sizes",
-        "labels",
-        "operations",
-        "tracing",
-        "dependency",
-        "twins",
-        "proving",
-        "removal",
-        "features",
-        "groups",
-    ),
-    *("sensitivity", "contributions", "calibration", "estimators", "scoring", "planning"),
-    *("pruning", "lockstep", "topology", "ridge", "compensation", "evaluation", "layouts", "finetuning"),
-    *("exporting", "parity", "verification", "benchmarking", "reporting", "inspecting"),
-    *("shipping", "importance", "compression", "sweeping", "cli"),
+# Rooms (folders, and the files that lie beside them) from the ground up: each imports only what stands on a
+# lower floor; inside a room the files may use one another.
+FLOORS = [
+    {"errors", "progress"},
+    {"files"},
+    {"zoo", "settings", "reporting", "nn", "estimators"},
+    {"data", "surgery"},
+    {"checkpoints", "graph", "repair", "training"},
+    {"scoring"},
+    {"planning"},
+    {"exporting", "provenance"},
+    {"compression", "inspecting", "importance"},
+    {"sweeping"},
+    {"cli"},
 ]
+ROOMS = [room for floor in FLOORS for room in sorted(floor)]
 
 FILES = sorted([*PACKAGE.rglob("*.py"), *EXPORTERS.rglob("*.py")])
 HEAVY = {"torchvision", "timm", "accelerate", "sklearn", "onnx", "onnxscript", "onnxruntime", "safetensors"}
@@ -88,8 +68,8 @@ def _walk(node: ast.AST, *, at_top: bool, for_types: bool) -> Iterator[Import]:
             yield from _walk(child, at_top=at_top and not deferred, for_types=for_types or typing_only)
 
 
-def part(module: str) -> str:
-    """``mint_compress.estimators.gmi`` -> ``estimators``; files of the package likewise."""
+def room(module: str) -> str:
+    """``mint_compress.estimators.gmi`` -> ``estimators``; ``mint_compress.files`` -> ``files``."""
     return module.split(".")[1]
 
 
@@ -99,14 +79,14 @@ def name(path: Path) -> str:
     return ".".join(["mint_exporters", *path.relative_to(EXPORTERS).with_suffix("").parts])
 
 
-def internal(path: Path) -> set[str]:
-    """The parts of this package that a file imports, ``from mint_compress import x`` included."""
+def rooms_used(path: Path) -> set[str]:
+    """The rooms that a file imports from, ``from mint_compress import x`` included."""
     found = set()
     for one in imports(path):
         if one.module.startswith("mint_compress."):
-            found.add(part(one.module))
+            found.add(room(one.module))
         elif one.module == "mint_compress":
-            found.update(set(one.names) & set(ORDER))
+            found.update(set(one.names) & set(ROOMS))
     return found
 
 
@@ -118,21 +98,30 @@ CORE = [path for path in FILES if path.is_relative_to(PACKAGE) and path != PACKA
 
 
 @pytest.mark.parametrize("path", CORE, ids=name)
-def test_a_file_imports_only_what_stands_before_it(path: Path) -> None:
-    own = part(name(path))
-    assert own in ORDER, f"give {own} its place in the order"
-    # inside estimators/, the files may use one another
-    allowed = set(ORDER[: ORDER.index(own)]) | ({own} if own == "estimators" else set())
-    assert internal(path) <= allowed
+def test_a_file_imports_from_lower_floors_only(path: Path) -> None:
+    own = room(name(path))
+    below = set[str]()
+    for floor in FLOORS:
+        if own in floor:
+            break
+        below |= floor
+    else:
+        pytest.fail(f"give {own} its floor")
+    assert rooms_used(path) <= below | {own}
 
 
-def test_every_place_in_the_order_is_a_file() -> None:
-    assert set(ORDER) == {part(name(path)) for path in CORE}
+def test_every_room_is_there_and_has_its_floor() -> None:
+    assert sorted(ROOMS) == sorted({room(name(path)) for path in CORE})
 
 
-def test_only_three_files_know_torch_pruning() -> None:
+def test_no_room_hides_a_public_function() -> None:
+    """Importing a folder binds its name in the package, where the function of that name would be looked for."""
+    assert not set(ROOMS) & set(mint_compress.__all__)
+
+
+def test_few_files_know_torch_pruning() -> None:
     assert importers("torch_pruning") == {
-        f"mint_compress.{one}" for one in ("dependency", "importance", "slicing")
+        f"mint_compress.{one}" for one in ("graph.depgraph", "importance", "surgery.slicing")
     }
 
 
@@ -147,12 +136,13 @@ def test_the_core_never_imports_an_exporter_by_name() -> None:
 
 def test_estimators_know_no_network() -> None:
     for path in (PACKAGE / "estimators").glob("*.py"):
-        assert internal(path) <= {"errors", "counting", "estimators"}, path.name
+        assert rooms_used(path) <= {"errors", "progress", "estimators"}, path.name
         assert "torch.nn" not in _modules(path), path.name
 
 
 def test_planning_knows_no_module() -> None:
-    assert "torch.nn" not in _modules(PACKAGE / "planning.py")
+    for path in (PACKAGE / "planning").glob("*.py"):
+        assert "torch.nn" not in _modules(path), path.name
 
 
 def _modules(path: Path) -> set[str]:
@@ -163,7 +153,7 @@ def _modules(path: Path) -> set[str]:
 
 
 def test_importance_is_a_leaf() -> None:
-    assert not [path.name for path in CORE if "importance" in internal(path)]
+    assert not [path.name for path in CORE if path.stem != "importance" and "importance" in rooms_used(path)]
 
 
 def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
@@ -176,30 +166,26 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
     assert not [(where, what) for where, what in top if what.split(".")[0] in HEAVY]
 
 
+LIGHT = {"__init__", "errors", "files", "progress", "settings", "reporting", "cli"}
+
+
 def test_what_the_command_needs_to_refuse_bad_input_is_light() -> None:
-    light = {"__init__", "errors", "options", "arguments", "reporting", "cli"}
-    for path in FILES:
-        if path.parent == PACKAGE and path.stem in light:
-            top = {one.module.split(".")[0] for one in imports(path) if one.at_top and not one.for_types}
-            assert not top & {"torch", "numpy", "rich", "torch_pruning"}, path.name
-            before = {
-                part(one.module)
-                for one in imports(path)
-                if one.at_top and not one.for_types
-                if one.module.startswith("mint_compress.")
-            }
-            assert before <= light, path.name
+    for path in [PACKAGE / "__init__.py", *(p for p in CORE if room(name(p)) in LIGHT)]:
+        top = [one for one in imports(path) if one.at_top and not one.for_types]
+        assert not {one.module.split(".")[0] for one in top} & {"torch", "numpy", "rich", "torch_pruning"}
+        used = {room(one.module) for one in top if one.module.startswith("mint_compress.")}
+        assert used <= LIGHT, path.name
 
 
 def test_only_the_command_writes_to_the_terminal() -> None:
     for path in FILES:
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         names = {ast.unparse(call) for call in calls}
-        if path.name != "cli.py":
+        if room(name(path)) != "cli":
             assert not names & {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, path.name
         assert "print" not in names, path.name
-    assert importers("click") == {"mint_compress.cli.app", "mint_compress.cli.options"}
-    assert importers("rich") <= {f"mint_compress.{one}" for one in ("cli", "reporting", "inspecting")}
+    assert {room(one) for one in importers("click")} == {"cli"}
+    assert {room(one) for one in importers("rich")} <= {"cli", "reporting", "inspecting"}
 
 
 @pytest.mark.parametrize(
@@ -224,19 +210,15 @@ def test_it_answers_within_a_second_and_without_torch(code: str) -> None:
     pytest.fail(f"{code!r} took {seconds:.1f} s")
 
 
-def test_the_document_has_every_module_in_order_and_in_its_own_words() -> None:
+def test_the_document_has_every_room_in_order_and_in_its_own_words() -> None:
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    said = re.findall(r"^ *- `([\w.]+)`: (.+(?:\n +[^- ].*)*)", page, re.MULTILINE)
-    estimators = sorted(path.stem for path in (PACKAGE / "estimators").glob("[!_]*.py"))
-    wanted = list(ORDER)
-    after = wanted.index("estimators") + 1
-    wanted[after:after] = [f"estimators.{name}" for name in estimators]
-    wanted += ["mint_exporters.onnx", "mint_exporters.onnx_attention"]
-    assert [name for name, _ in said] == wanted
-    for name, words in said:
-        whole = name if name.startswith("mint_exporters.") else f"mint_compress.{name}"
-        docstring = import_module(whole).__doc__
-        assert " ".join(words.split()) == (docstring or "").splitlines()[0], name
+    said = re.findall(r"^- `(\w+)`: (.+(?:\n +.*)*)", page, re.MULTILINE)
+    assert [one for one, _ in said] == ROOMS
+    for one, words in said:
+        folder = PACKAGE / one / "__init__.py"
+        source = folder if folder.exists() else PACKAGE / f"{one}.py"
+        docstring = ast.get_docstring(ast.parse(source.read_text()))
+        assert " ".join(words.split()) == (docstring or "").splitlines()[0], one
 
 
 def test_the_estimator_of_the_document_scores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
 def test_the_reasons_of_the_document_are_those_of_the_source_and_cover_what_was_seen() -> None:
     rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "reasons.md").read_text(), re.MULTILINE)
     assert len(rows) == len(set(rows)) > 25
-    source = "".join(path.read_text() for path in (ROOT / "mint_compress").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "mint_compress").rglob("*.py"))
     source = source.replace('{}"', "").replace("its channels cannot be removed: ", "")
     for row in rows:
         assert row.removeprefix("its channels cannot be removed: ") in source, row

@@ -87,6 +87,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) 
         found = unpickle(file, trust=trust)
         try:
             weights, arch = _unwrap(found, file)
+        except MintError:
+            raise
         except DAMAGED as error:
             # the attributes of an unpickled module are whatever the file says
             log.debug("%s: %s", path, error)
@@ -168,6 +170,8 @@ def _checked_module(module: nn.Module, path: Path) -> nn.Module:
         _check_storage(everything, path)
         module = module.float()
         _check_finite(module.state_dict(), path)
+    except MintError:
+        raise
     except DAMAGED as error:
         # the attributes of an unpickled module are whatever the file says
         log.debug("%s: %s", path, error)
@@ -221,6 +225,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
             text = (file.metadata() or {}).get(HEADER_KEY)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = None if text is None else json.loads(text, object_pairs_hook=_once)
+    except MintError:
+        raise
     except (SafetensorError, ValueError, RecursionError, OSError, RuntimeError, AttributeError) as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None

@@ -94,6 +94,8 @@ def load_model(
         module = checkpoint.module
         try:
             builder = _recognised(module.eval())
+        except MintError:
+            raise
         except DAMAGED as error:
             # the attributes of an unpickled module are whatever the file says
             what = f"a {type(module).__name__} that does not work ({shown(first_line(error))})"

@@ -169,6 +169,8 @@ def build(builder: Builder) -> nn.Module:
     try:
         with seeded(0), WithoutRandomInit():
             return _known(builder)
+    except MintError:
+        raise
     except DAMAGED as error:
         raise _unbuildable(builder, error) from None
 
@@ -190,6 +192,8 @@ def outline(name: str, kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             # torchvision's regnets compute with small tensors while they are built
             with seeded(0), WithoutRandomInit():
                 module = _known(builder)
+    except MintError:
+        raise
     except DAMAGED as error:
         raise _unbuildable(builder, error) from None
     return shapes_of(module)
@@ -241,6 +245,8 @@ def _found(spec: str) -> Callable[..., Any]:
             found = getattr(found, part)
     except SystemExit as error:
         raise MintError(f"{spec} cannot be imported: it calls sys.exit({error.code!r}).") from None
+    except MintError:
+        raise
     except (ImportError, SyntaxError, NameError, *DAMAGED) as error:
         raise MintError(f"{spec} cannot be imported: {first_line(error)}") from None
     if not callable(found) or isinstance(found, nn.Module):
@@ -253,6 +259,8 @@ def _called(builder: Builder) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             made = make(**builder.kwargs)
+    except MintError:
+        raise
     except (ImportError, NameError, SystemExit, *DAMAGED) as error:
         raise MintError(
             f"{builder.name} failed when it was called with {builder.kwargs or 'no arguments'}: "

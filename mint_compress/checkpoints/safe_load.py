@@ -137,6 +137,8 @@ def unpickle(path: Path, *, trust: Iterable[str] = ()) -> Any:
                 # about pickle protocols: what cannot be read raises anyway
                 warnings.simplefilter("ignore")
                 return torch.load(stream, map_location="cpu", weights_only=True)
+        except MintError:
+            raise
         except DAMAGED as error:
             # torch's own message advises weights_only=False
             log.debug("%s: %s", path, error)
@@ -151,6 +153,8 @@ def _follow(stream: BinaryIO, path: Path, allowed: set[str], sizes: dict[str, in
         _take_steps(recipe, stream, path, sizes)
     except CallsError as error:
         raise _wants_call(path, str(error), archive=sizes is not None) from None
+    except MintError:
+        raise
     except DAMAGED as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
@@ -215,6 +219,8 @@ def _check_archive(path: Path) -> dict[str, int]:
             if _ambiguous(archive):
                 raise damaged(path, "an archive that torch.save did not write: of two, or of several folders")
             flipped = archive.testzip()
+    except MintError:
+        raise
     except DAMAGED as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
@@ -241,6 +247,8 @@ def _needed(stream: BinaryIO, path: Path, trust: tuple[str, ...]) -> list[tuple[
     """What a pickle names beyond plain tensors, with its name, when every bit of it may be had."""
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(stream)) - set(INERT)  # type: ignore[arg-type]
+    except MintError:
+        raise
     except DAMAGED as error:
         log.debug("%s: %s", path, error)
         raise damaged(path) from None
@@ -261,6 +269,8 @@ def _found(name: str, path: Path, packages: tuple[str, ...], trust: tuple[str, .
     try:
         with searching_here(inside(module, trust)):
             found = getattr(importlib.import_module(module), leaf, None)
+    except MintError:
+        raise
     except (ImportError, *DAMAGED) as error:
         raise MintError(
             f"{path} needs {shown(name)}: {first_line(error)}. Install what defines it."

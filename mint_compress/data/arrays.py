@@ -39,6 +39,8 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
                     f"Needed: {', '.join(KEYS)}."
                 )
             return {key: file[key] for key in KEYS}
+    except MintError:
+        raise
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MintError(f"Cannot read {path} as .npz ({reason}). Save it again with np.savez.") from None

@@ -158,6 +158,8 @@ class FolderDataset(ImageDataset):
                 if file.mode[0] in "IF":  # PIL would clip them to 0..255, to white
                     raise MintError(f"{path} has more than 8 bits a pixel ({file.mode}). Convert it first.")
                 image = file.convert("L" if channels == 1 else "RGB")
+        except MintError:
+            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None
         if image.size != (width, height):

@@ -306,6 +306,8 @@ def _torchvision(options: _Options, name: str, place: str) -> Data:
             labels = found.targets if hasattr(found, "targets") else found.labels
             images = as_images(np.asarray(found.data), f"{name} ({part})", options.input_shape)
             arrays.append((images, as_labels(np.asarray(labels), name, len(images))))
+    except MintError:
+        raise
     except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
         reason = " ".join(str(error).replace("You can use download=True to download it", "").split())
         raise MintError(f"No {name} in {place} ({reason}). It must hold {holds}, from {source}") from None

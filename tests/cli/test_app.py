@@ -245,7 +245,7 @@ def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Ca
         seen[:] = [a, b, given]
         return answer
 
-    stage(benchmark_files, "benchmarking", "benchmark_files")
+    stage(benchmark_files, "exporting.benchmarking", "benchmark_files")
     settings = "--provider cpu --batch 4 --seconds 2 --threads 3 --input-shape 1,8,8 --seed 5"
     result = invoke("bench", "model.pt", "./model.pt", *settings.split())
     assert (result.exit_code, result.stdout) == (0, f"{answer}\n")

@@ -8,7 +8,8 @@ from scipy.sparse.csgraph import minimum_spanning_tree as scipy_tree
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.estimators import boruvka, mst
+from mint_compress.estimators import mst
+from mint_compress.estimators import mst_boruvka as boruvka
 from mint_compress.estimators.mst import cross_edges, minimum_spanning_tree
 from mint_compress.estimators.mst_boruvka import cross_edges_by_boruvka, spanning_edges
 

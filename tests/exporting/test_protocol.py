@@ -267,7 +267,7 @@ def test_a_model_that_cannot_be_traced_leaves_no_file_and_a_quiet_terminal(
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return input.sin() if input.sum() > 0 else input
 
-    told = r"^PyTorch cannot export Undecided to ONNX \(test_exporting\.py, line \d+\): "
+    told = r"^PyTorch cannot export Undecided to ONNX \(test_protocol\.py, line \d+\): "
     with pytest.raises(MintError, match=told) as caught:
         export(Undecided(4, 4), (torch.randn(2, 4),), tmp_path / "out.onnx")
     assert "\n" not in str(caught.value)

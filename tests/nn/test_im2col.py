@@ -1,4 +1,4 @@
-"""A layer is the matrix that patches.py says it is."""
+"""A layer is the matrix that im2col.py says it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mint_compress.nn import im2col as patches
+from mint_compress.nn import im2col, layers
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "stride": (nn.Conv2d(3, 5, 3, stride=2), (3, 8, 9)),
@@ -32,16 +32,16 @@ def test_rows_times_matrix_is_the_layer(name: str) -> None:
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = layer(x)
-        positions = torch.arange(patches.output_positions(layer, output))
-        rows = patches.input_rows(layer, x, output, positions).double()
-        given = rows @ patches.weight_matrix(layer)
+        positions = torch.arange(im2col.output_positions(layer, output))
+        rows = im2col.input_rows(layer, x, output, positions).double()
+        given = rows @ im2col.weight_matrix(layer)
         if layer.bias is not None:
             given = given + layer.bias.double().reshape(given.shape[0], 1, -1)  # type: ignore[operator, union-attr]
-    wanted = patches.output_rows(layer, output, positions)
-    columns = patches.in_channels(layer) * patches.taps(layer) // patches.channel_groups(layer)
-    assert rows.shape == (patches.channel_groups(layer), 3 * len(positions), columns)
+    wanted = im2col.output_rows(layer, output, positions)
+    columns = layers.in_channels(layer) * layers.taps(layer) // layers.channel_groups(layer)
+    assert rows.shape == (layers.channel_groups(layer), 3 * len(positions), columns)
     torch.testing.assert_close(given, wanted.double(), atol=1e-5, rtol=1e-5)
-    assert patches.is_plain(layer, x, output)
+    assert im2col.is_plain(layer, x, output)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -49,10 +49,10 @@ def test_chosen_positions_are_rows_of_all(name: str) -> None:
     layer, shape = LAYERS[name]
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     output = layer(x)
-    count = patches.output_positions(layer, output)
-    some = patches.sample_positions(count, 3, torch.Generator().manual_seed(4))
-    whole = patches.input_rows(layer, x, output, torch.arange(count)).unflatten(1, (2, count))
-    part = patches.input_rows(layer, x, output, some).unflatten(1, (2, len(some)))
+    count = im2col.output_positions(layer, output)
+    some = im2col.sample_positions(count, 3, torch.Generator().manual_seed(4))
+    whole = im2col.input_rows(layer, x, output, torch.arange(count)).unflatten(1, (2, count))
+    part = im2col.input_rows(layer, x, output, some).unflatten(1, (2, len(some)))
     torch.testing.assert_close(part, whole[:, :, some], atol=0, rtol=0)
 
 
@@ -60,24 +60,24 @@ def test_chosen_positions_are_rows_of_all(name: str) -> None:
 def test_the_matrix_can_be_written_back(name: str) -> None:
     layer, _ = LAYERS[name]
     before = layer.weight.detach().clone()  # type: ignore[operator, union-attr]
-    matrix = patches.weight_matrix(layer)
-    patches.set_weight_matrix(layer, matrix * 2)
+    matrix = im2col.weight_matrix(layer)
+    im2col.set_weight_matrix(layer, matrix * 2)
     torch.testing.assert_close(layer.weight, nn.Parameter(before * 2))
-    patches.set_weight_matrix(layer, matrix)
+    im2col.set_weight_matrix(layer, matrix)
     torch.testing.assert_close(layer.weight, nn.Parameter(before), atol=0, rtol=0)
 
 
 def test_columns_are_ordered_by_channel() -> None:
     layer = nn.Conv2d(2, 1, 2, bias=False)
     x = torch.arange(18.0).reshape(1, 2, 3, 3)
-    rows = patches.input_rows(layer, x, layer(x), torch.tensor([0, 3]))
+    rows = im2col.input_rows(layer, x, layer(x), torch.tensor([0, 3]))
     assert rows.tolist() == [[[0, 1, 3, 4, 9, 10, 12, 13], [4, 5, 7, 8, 13, 14, 16, 17]]]
 
 
 def test_positions_are_drawn_without_repetition() -> None:
-    drawn = patches.sample_positions(50, 20, torch.Generator().manual_seed(0))
+    drawn = im2col.sample_positions(50, 20, torch.Generator().manual_seed(0))
     assert drawn.tolist() == sorted(set(drawn.tolist())) and len(drawn) == 20
-    assert patches.sample_positions(5, 20, torch.Generator()).tolist() == [0, 1, 2, 3, 4]
+    assert im2col.sample_positions(5, 20, torch.Generator()).tolist() == [0, 1, 2, 3, 4]
 
 
 class PadsItself(nn.Conv2d):
@@ -96,4 +96,4 @@ class Standardised(nn.Conv2d):
 @pytest.mark.parametrize("layer", [PadsItself(3, 4, 3), Standardised(3, 4, 3), nn.ConvTranspose2d(3, 4, 2)])
 def test_a_layer_with_ways_of_its_own_is_not_plain(layer: nn.Module) -> None:
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert not patches.is_plain(layer, x, layer(x))
+    assert not im2col.is_plain(layer, x, layer(x))

@@ -137,7 +137,7 @@ class Prepared:
             if case.allocation == EQUAL_MACS:
                 before, after = allocate(self.groups, scores, "uniform", left, ratio=case.ratio).macs
                 macs = 1 - after / before
-            return mc.plan(self.groups, given, mc.Budget(case.ratio, macs=macs, round_to=1))
+            return mc.plan(self.groups, given, mc.Budget(case.ratio, macs_ratio=macs, round_to=1))
         return allocate(self.groups, scores, case.allocation, left, ratio=case.ratio)
 
 

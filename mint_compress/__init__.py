@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from mint_compress.graph.groups import ChannelGroup
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.inspecting import Inspection, inspect_model
-    from mint_compress.planning.search import Budget, plan
+    from mint_compress.planning.search import plan
     from mint_compress.repair.compensation import compensate_
     from mint_compress.reporting import Report
     from mint_compress.scoring.calibration import Calibration, calibrate
     from mint_compress.scoring.scores import ChannelScores, score
+    from mint_compress.settings import Budget, Settings
     from mint_compress.surgery.pruning import prune_
     from mint_compress.surgery.pruning_plan import PruningPlan
-    from mint_compress.sweeping import Grid, sweep
+    from mint_compress.sweeping import sweep
     from mint_compress.training.evaluation import accuracy
     from mint_compress.training.finetuning import finetune
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Budget": "planning.search",
+    "Budget": "settings",
     "Calibration": "scoring.calibration",
     "ChannelGroup": "graph.groups",
     "ChannelScores": "scoring.scores",
     "CheckFailed": "errors",
     "Data": "data.specs",
-    "Grid": "sweeping",
+    "Settings": "settings",
     "Inspection": "inspecting",
     "MintError": "errors",
     "MutualInformationImportance": "importance",
@@ -75,13 +76,13 @@ __all__ = [
     "ChannelScores",
     "CheckFailed",
     "Data",
-    "Grid",
     "Inspection",
     "MintError",
     "MutualInformationImportance",
     "PruningPlan",
     "Receipt",
     "Report",
+    "Settings",
     "accuracy",
     "benchmark",
     "calibrate",

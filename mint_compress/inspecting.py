@@ -21,9 +21,10 @@ from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.nn.counting import parameters
 from mint_compress.planning.search import most_removed
+from mint_compress.preflight import check_model
 from mint_compress.progress import Progress
 from mint_compress.reporting import LeftAlone, as_text, left_alone_lines
-from mint_compress.settings import check_inspection
+from mint_compress.settings import Settings
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -144,14 +145,9 @@ class Inspection:
 def inspect_model(
     model: nn.Module | str | os.PathLike[str],
     *,
-    arch: str | None = None,
-    input_shape: Sequence[int] | None = None,
-    ignore: Sequence[str] = (),
-    prune_inputs: Sequence[str] = (),
-    trust: Sequence[str] = (),
-    upper_limit: float = 0.95,
-    round_to: int = 8,
+    settings: Settings | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Inspection:
     """Find out what could be pruned, without data, and without pruning anything.
 
@@ -159,14 +155,9 @@ def inspect_model(
     ----------
     model
         A module, which is not changed, or the path of a checkpoint, pruned before or not.
-    arch, input_shape, trust
-        See :func:`load_model`; the shape is without the batch.
-    ignore
-        Patterns of layers whose output channels stay.
-    prune_inputs
-        Patterns of layers that may also leave out inputs by themselves, see :func:`find_groups`.
-    upper_limit, round_to
-        See :class:`Budget`.
+    settings, options
+        As for :func:`mint_compress.compress`; those of the model, of its layers and the bounds of the budget
+        count.
     progress
         Called as (stage, done, total).
 
@@ -180,30 +171,33 @@ def inspect_model(
     MintError
         Bad input: no such file, an unknown architecture, a network that cannot be traced.
     """
-    named = model if isinstance(model, (str, os.PathLike)) else None
-    check_inspection(model=named, input_shape=input_shape, upper_limit=upper_limit, round_to=round_to)
+    settings = (settings or Settings()).replace(**options)
+    check_model(model)
+    budget, layers = settings.budget, settings.layers
     tell = progress or (lambda *_: None)
     notes: tuple[str, ...] = ()
     if isinstance(model, nn.Module):
         module, name = model, type(model).__name__
     else:
         tell("read the model", 0, 1)
-        loaded = load_model(model, arch=arch, trust=trust)
+        loaded = load_model(model, arch=settings.model.arch, trust=settings.model.trust)
         module, notes, name = loaded.module, loaded.notes, str(model)
         tell("read the model", 1, 1)
-    shape = input_shape if input_shape is not None else input_shape_of(module)
+    shape = settings.model.input_shape or input_shape_of(module)
     if shape is None:
         raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")
     example = torch.zeros(1, *shape)
-    found = find_groups(module, example, ignore=ignore, prune_inputs=prune_inputs, progress=progress)
-    most = most_removed(found, upper_limit=upper_limit, round_to=round_to)
+    found = find_groups(
+        module, example, ignore=layers.ignore, prune_inputs=layers.prune_inputs, progress=progress
+    )
+    most = most_removed(found, budget)
     return Inspection(
         model=name,
         input_shape=tuple(shape),
         parameters=parameters(module),
         macs=found[0].network.macs if found else 0,
-        upper_limit=upper_limit,
-        round_to=round_to,
+        upper_limit=budget.upper_limit,
+        round_to=budget.round_to,
         most_ratio=most.removed if most else 0.0,
         most_macs_ratio=1 - most.macs[1] / most.macs[0] if most and most.macs[0] else 0.0,
         groups=inspected(found, most),

@@ -1,22 +1,137 @@
-"""What can be said about the options before anything is loaded: bad input answers at once."""
+"""Every option, said once: its name, type, default, what it means, and which values can work.
+
+The command's options and their help, the library's arguments, the grid of a sweep, the settings in a report
+and the README's table are made from the fields of these classes. Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from itertools import product
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from mint_compress.errors import MintError
-from mint_compress.files import check_file, outputs
 
 ESTIMATORS = ("gaussian", "gmi", "mint", "knn")
-COSTS = ("params", "macs", "both")
-PROVIDERS = ("auto", "cpu", "cuda")
+"""The built-in ones; packages may add others under the entry-point group of that name."""
+CALIBRATION_IMAGES = 1024
+SAMPLES_PER_CLASS = 250
+"""Unless the user says otherwise, and as far as there are so many."""
+
+Cost = Literal["params", "macs", "both"]
+
+
+class Rule(NamedTuple):
+    """Which values of an option can work, as a test and in words: ``NAME must WORDS, not VALUE``."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _whole(least: int) -> Rule:
+    def fits(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
+
+    return Rule(fits, f"be a whole number, at least {least}")
+
+
+def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Real) and fits(v) for v in value)
+
+
+SHARE = Rule(lambda v: isinstance(v, Real) and 0 < v < 1, "lie between 0 and 1")
+LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < v <= 1, "lie between 0 and 1")
+POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < v < math.inf, "be a positive number")
+COUNT = _whole(1)
+WHOLE = _whole(0)
+SHAPE = Rule(
+    lambda v: _numbers(v, lambda n: isinstance(n, Integral) and n > 0),
+    "be positive whole numbers without the batch",
+)
+FINITE = Rule(lambda v: _numbers(v, math.isfinite), "be finite numbers")
+SCALES = Rule(lambda v: _numbers(v, lambda s: 0 < s < math.inf), "be positive numbers")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command and of the library.
+
+    Attributes
+    ----------
+    name
+        As an argument of the library; ``--flag`` of the command follows from it.
+    default
+        ``True`` makes the flag ``--no-NAME``, ``False`` makes it ``--NAME``.
+    help, remedy
+        What it means; what to do about a value that cannot work.
+    metavar
+        What stands for the value in the help; flags have none.
+    kind
+        What a word of the command line becomes.
+    several
+        ``commas``: one value of several parts; ``again``: the option may be repeated.
+    rule, choices
+        Which values can work.
+    default_text
+        What the help says of the default where it is no value.
+    alias
+        An older or another name, which the help does not list.
+    short
+        A second flag of one letter.
+    """
+
+    default: Any
+    help: str
+    metavar: str | None = None
+    kind: type = str
+    several: Literal["", "commas", "again"] = ""
+    rule: Rule | None = None
+    choices: tuple[str, ...] = ()
+    remedy: str = ""
+    default_text: str = ""
+    alias: str = ""
+    short: str = ""
+    name: str = ""
+
+    @property
+    def flag(self) -> str:
+        """``--upper-limit``, or ``--no-repair`` for what is on by default."""
+        return ("--no-" if self.default is True else "--") + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that cannot work.
+
+        Raises
+        ------
+        MintError
+            The name, the value and the remedy in one line.
+        """
+        spoken = self.name.replace("_", "-")
+        if value is None and self.default is None:
+            return
+        if self.rule is not None and not self.rule.holds(value):
+            raise MintError(f"{spoken} must {self.rule.words}, not {value!r}. {self.remedy}".rstrip())
+        if self.choices and not self._is_one_of(value, self.choices):
+            known = self.known()
+            if not self._is_one_of(value, known):
+                raise MintError(f"Unknown {spoken} {value!r}. Choose from: {', '.join(known)}.")
+
+    @staticmethod
+    def _is_one_of(value: Any, choices: Sequence[str]) -> bool:
+        """Whether it is a choice; ``cuda:N`` stands for any number."""
+        patterns = [re.escape(choice).replace(":N", r":\d+") for choice in choices]
+        return isinstance(value, str) and any(re.fullmatch(pattern, value) for pattern in patterns)
+
+    def known(self) -> tuple[str, ...]:
+        """The choices; for estimators those of installed packages too."""
+        # the entry points are read only when a name is not ours: they cost a walk over all packages
+        return estimator_names() if self.choices is ESTIMATORS else self.choices
 
 
 def estimator_names() -> tuple[str, ...]:
@@ -27,263 +142,362 @@ def estimator_names() -> tuple[str, ...]:
     return (*ESTIMATORS, *sorted(added - set(ESTIMATORS)))
 
 
-def check_options(
-    *,
-    model: object = None,
-    data: object = None,
-    ratio: float | None = None,
-    macs_ratio: float | None = None,
-    output: str | Path | None = None,
-    plan: object = None,
-    input_shape: Sequence[int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    estimator: object = "gaussian",
-    calibration_images: int | None = None,
-    samples_per_class: int | None = None,
-    groups: int = 0,
-    upper_limit: float = 0.95,
-    round_to: int = 8,
-    cost: str = "both",
-    epochs: int = 5,
-    lr: float = 0.05,
-    batch_size: int = 128,
-    device: object = "auto",
-    provider: str = "auto",
-    threads: int = 1,
-    bench_batch: int = 1,
-    bench_seconds: float = 10.0,
-    seed: int = 0,
-    dry_run: bool = False,
-    force: bool = False,
-) -> None:
-    """Refuse what is wrong whatever the network is; everything is read only, and no torch is needed.
+def option(default: Any, help: str, **rest: Any) -> Any:
+    """A field of a settings class, with what is to be said about it."""
+    kw_only = rest.pop("kw_only", True)
+    return field(default=default, kw_only=kw_only, metadata={"option": Option(default, help, **rest)})
 
-    Parameters are those of ``compress``. A ``model``, ``data``, ``plan`` or ``estimator`` that is
-    not a name (a module, a Data, a PruningPlan) is not looked at.
 
-    Raises
-    ------
-    MintError
-        For the first option that cannot work: the value and the remedy in one line.
+def options_of(group: type[Group]) -> dict[str, Option]:
+    """Field -> its option, in the order of the class."""
+    found = {f.name: f.metadata["option"] for f in fields(group)}
+    return {name: o if o.name else replace(o, name=name) for name, o in found.items()}
+
+
+class Group:
+    """Options that one stage looks at; each value is checked when the object is made."""
+
+    def __post_init__(self) -> None:
+        for name, one in options_of(type(self)).items():
+            value = getattr(self, name)
+            if one.several and value is not None:
+                # lists are taken too, and a pattern alone; settings are compared and hashed
+                value = (value,) if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, name, value)
+            one.check(value)
+
+
+@dataclass(frozen=True)
+class Budget(Group):
+    """What a plan must reach, and the bounds it must keep.
+
+    Attributes
+    ----------
+    ratio, macs_ratio
+        Share of all parameters, and of all MACs, that goes at least, above 0 and below 1: one or both.
+    upper_limit
+        Largest share of one channel group's positions that may go.
+    round_to
+        Widths kept are multiples of this where the layer is wider.
+    blocks
+        Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
+    cost
+        What a position's score is divided by before all are compared: the share of the network's
+        parameters, of its MACs, or the mean of both, that goes with it. Where a plan that reaches
+        ``ratio`` would not reach ``macs_ratio``, MACs weigh more, as much as it takes.
     """
-    _check_model(model)
-    if ratio is None and macs_ratio is None and plan is None:
-        raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
-    if plan is not None and (ratio is not None or macs_ratio is not None):
-        raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
-    _check_share("ratio", ratio, "Give the share of the parameters that goes, for example 0.75.")
-    _check_share("macs-ratio", macs_ratio, "Give the share of the MACs that goes, for example 0.5.")
-    _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
-    _check_counts(
-        least_0={"groups": groups, "epochs": epochs, "seed": seed},
-        least_1={
-            "round-to": round_to,
-            "batch-size": batch_size,
-            "threads": threads,
-            "bench-batch": bench_batch,
-        },
-        default_if_none={"calibration-images": calibration_images, "samples-per-class": samples_per_class},
-    )
-    if batch_size == 1 and epochs:
-        raise MintError("batch-size must be at least 2 to fine-tune, not 1: BatchNorm needs two images.")
-    _check_positive("lr", lr)
-    _check_positive("bench-seconds", bench_seconds)
-    _check_choice("estimator", estimator, ESTIMATORS)
-    _check_choice("cost", cost, COSTS)
-    _check_choice("provider", provider, PROVIDERS)
-    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise MintError(f"Unknown device {device!r}. Choose from: auto, cpu, cuda, cuda:N.")
-    _check_input(input_shape, mean, std)
-    if mean is not None and data is None:
-        raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
-    if samples_per_class is not None and estimator == "gaussian":
-        raise MintError("samples-per-class is for gmi, mint and knn; gaussian takes --calibration-images.")
-    _check_data(data)
-    if isinstance(plan, (str, Path)):
-        check_file("plan", plan)
-    if output is not None:
-        _check_output(Path(output), model, dry_run=dry_run, force=force)
 
-
-def check_sweep(
-    *,
-    output: Path | None,
-    data: object,
-    ratio: Sequence[float] | None,
-    macs_ratio: Sequence[float] | None,
-    estimator: Sequence[str],
-    groups: Sequence[int],
-    upper_limit: Sequence[float],
-    samples_per_class: Sequence[int] | None,
-    seed: Sequence[int],
-    **common: Any,
-) -> None:
-    """Refuse a grid with a value that cannot work; ``common`` is what ``check_options`` takes.
-
-    Raises
-    ------
-    MintError
-        For the first one: the value and the remedy in one line.
-    """
-    if output is None or output.suffix != ".csv":
-        raise MintError("A sweep writes a .csv file. Give its name, for example -o sweep.csv.")
-    if not output.parent.is_dir():
-        raise MintError(f"The folder {output.parent} does not exist. Create it first.")
-    if data is None:
-        raise MintError("A sweep compares accuracies, and so needs --data.")
-    if not ratio and not macs_ratio:
-        raise MintError("No ratios given. Say which shares go, for example --ratio 0.5,0.75.")
-    grid = itertools.product(
-        ratio or (None,), macs_ratio or (None,), estimator, groups, upper_limit,
-        samples_per_class or (None,), seed,
+    ratio: float | None = option(
+        None, "Share of the file's parameters that goes.", metavar="R", kind=float, rule=SHARE, kw_only=False,
+        remedy="Give the share of the parameters that goes, for example 0.75.",
+        default_text="required, unless --macs-ratio or --plan",
     )  # fmt: skip
-    for one, macs, name, blocks, limit, samples, number in grid:
-        check_options(
-            data=data, ratio=one, macs_ratio=macs, estimator=name, groups=blocks, upper_limit=limit,
-            samples_per_class=None if name == "gaussian" else samples, seed=number, **common,
-        )  # fmt: skip
+    macs_ratio: float | None = option(
+        None, "Instead or as well: share of the multiply-accumulate operations (MACs) that goes.",
+        metavar="R", kind=float, rule=SHARE,
+        remedy="Give the share of the MACs that goes, for example 0.5.",
+    )  # fmt: skip
+    upper_limit: float = option(
+        0.95, "Largest share of one layer's channels that may go; 1: no limit.", metavar="U", kind=float,
+        rule=LIMIT, remedy="Give the share of a layer that may go at most; 1: no limit.",
+    )  # fmt: skip
+    round_to: int = option(
+        8, "Keep widths that are multiples of N, where a layer is wider.", metavar="N", kind=int, rule=COUNT
+    )
+    blocks: int = option(
+        0, "Blocks of channels that go as a whole, the paper's groups; 0: channels go one by one.",
+        metavar="G", kind=int, rule=WHOLE, alias="groups",
+    )  # fmt: skip
+    cost: Cost = option(
+        "both", "What a channel's information is weighed against.", metavar="params|macs|both",
+        choices=("params", "macs", "both"),
+    )  # fmt: skip
 
 
-def check_benchmark(
-    *,
-    provider: str = "auto",
-    threads: int = 1,
-    batch: int = 1,
-    seconds: float = 10.0,
-    input_shape: Sequence[int] | None = None,
-    seed: int = 0,
-) -> None:
-    """Refuse benchmark settings that cannot work, before anything is loaded.
+@dataclass(frozen=True)
+class Layers(Group):
+    """Which layers are pruned."""
+
+    ignore: tuple[str, ...] = option(
+        (), "Layers to leave alone, their children included, as in 'features.0*'; may be repeated.",
+        metavar="PATTERN", several="again",
+    )  # fmt: skip
+    prune_inputs: tuple[str, ...] = option(
+        (), "Layers that may drop input features as well, as in 'layers.0'; may be repeated.",
+        metavar="PATTERN", several="again",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model(Group):
+    """How to understand the file of the network."""
+
+    arch: str | None = option(
+        None, "Zoo or torchvision name, timm:NAME or package.module:callable.", metavar="NAME",
+        default_text="from the file",
+    )  # fmt: skip
+    input_shape: tuple[int, ...] | None = option(
+        None, "Without the batch; for files that leave it open.", metavar="3,32,32", kind=int,
+        several="commas", rule=SHAPE, remedy="For example 3,32,32.",
+        default_text="from the data, else the builder",
+    )  # fmt: skip
+    trust: tuple[str, ...] = option(
+        (), "Import MODULE, which runs its code, so that a file may name its classes; may be repeated.",
+        metavar="MODULE", several="again",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Normalisation(Group):
+    """What images are normalised with; it is always printed."""
+
+    mean: tuple[float, ...] | None = option(
+        None, "Per channel.", metavar="M,M,M", kind=float, several="commas", rule=FINITE,
+        default_text="ImageNet's, MNIST's for one channel, none for float arrays",
+    )  # fmt: skip
+    std: tuple[float, ...] | None = option(
+        None, "Per channel.", metavar="S,S,S", kind=float, several="commas", rule=SCALES,
+        default_text="as for mean",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            given, missing = ("mean", "std") if self.std is None else ("std", "mean")
+            raise MintError(f"{given} is given without {missing}. Give both, one number per channel.")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise MintError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}. Give one number per channel."
+            )
+
+
+@dataclass(frozen=True)
+class Scoring(Group):
+    """How channels are scored."""
+
+    estimator: str = option(
+        "gaussian",
+        f"{', '.join(ESTIMATORS)}, or one that a package adds.",
+        metavar="NAME",
+        choices=ESTIMATORS,
+    )
+    calibration_images: int | None = option(
+        None, "For scoring and repair.", metavar="N", kind=int, rule=COUNT,
+        default_text=f"{CALIBRATION_IMAGES}, or what there is",
+    )  # fmt: skip
+    samples_per_class: int | None = option(
+        None, "For gmi, mint and knn.", metavar="N", kind=int, rule=COUNT,
+        default_text=f"{SAMPLES_PER_CLASS}, or what there is",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples_per_class is not None and not self.takes_samples:
+            raise MintError(
+                "samples-per-class is for gmi, mint and knn; gaussian takes --calibration-images."
+            )
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether the estimator looks at sampled activations, not at second moments."""
+        return self.estimator != "gaussian"
+
+
+@dataclass(frozen=True)
+class Repair(Group):
+    """The closed-form repair."""
+
+    compensate: bool = option(True, "Do not refit the layers behind what went.")
+
+
+@dataclass(frozen=True)
+class Finetuning(Group):
+    """Training after the repair."""
+
+    epochs: int = option(5, "Of fine-tuning; 0: none.", metavar="N", kind=int, rule=WHOLE)
+    lr: float = option(0.05, "Peak learning rate.", metavar="LR", kind=float, rule=POSITIVE)
+    batch_size: int = option(128, "Images per step.", metavar="N", kind=int, rule=COUNT)
+    distill: bool = option(True, "Do not let the original teach the pruned network.")
+    augment: bool = option(
+        True,
+        "Fine-tune on photographs (colour images in folders, arrays of uint8, cifar10, cifar100 and stl10) "
+        "as they are, not flipped left to right and shifted.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size == 1 and self.epochs:
+            raise MintError("batch-size must be at least 2 to fine-tune, not 1: BatchNorm needs two images.")
+
+
+@dataclass(frozen=True)
+class Compute(Group):
+    """Where PyTorch computes, and what is drawn at random."""
+
+    device: str = option(
+        "auto", "Where PyTorch computes.", metavar="auto|cpu|cuda|cuda:N",
+        choices=("auto", "cpu", "cuda", "cuda:N"),
+    )  # fmt: skip
+    seed: int = option(
+        0, "Of everything drawn at random; how data are split does not depend on it.", metavar="N", kind=int,
+        rule=WHOLE,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", str(self.device))  # a torch.device is taken too
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Benchmark(Group):
+    """How exported files are run and timed."""
+
+    provider: str = option(
+        "auto", "Of ONNX Runtime.", metavar="auto|cpu|cuda", choices=("auto", "cpu", "cuda")
+    )
+    threads: int = option(1, "Of ONNX Runtime.", metavar="N", kind=int, rule=COUNT)
+    batch: int = option(
+        1, "Images per run of the benchmark.", metavar="N", kind=int, rule=COUNT, name="bench_batch"
+    )
+    seconds: float = option(
+        10.0, "How long the benchmark measures.", metavar="S", kind=float, rule=POSITIVE, name="bench_seconds"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run.
+
+    ``Settings(budget=Budget(0.5), scoring=Scoring(estimator="gmi"))`` and
+    ``Settings.of(ratio=0.5, estimator="gmi")`` are the same.
+    """
+
+    budget: Budget = Budget()
+    layers: Layers = Layers()
+    model: Model = Model()
+    normalisation: Normalisation = Normalisation()
+    scoring: Scoring = Scoring()
+    repair: Repair = Repair()
+    finetuning: Finetuning = Finetuning()
+    compute: Compute = Compute()
+    benchmark: Benchmark = Benchmark()
+
+    def __post_init__(self) -> None:
+        mean, shape = self.normalisation.mean, self.model.input_shape
+        if mean is not None and shape is not None and len(mean) not in (1, shape[0]):
+            raise MintError(
+                f"mean and std have {len(mean)} values, but input-shape {','.join(map(str, shape))} "
+                f"has {shape[0]} channels. Give one number per channel."
+            )
+
+    @classmethod
+    def of(cls, **options: Any) -> Settings:
+        """Settings from options by their names, as the command has them (``bench_batch``).
+
+        Raises
+        ------
+        MintError
+            For the first value that cannot work.
+        TypeError
+            There is no such option.
+        """
+        return cls().replace(**options)
+
+    def replace(self, **options: Any) -> Settings:
+        """These settings with some options changed; see :meth:`of`."""
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in options.items():
+            place = _places().get(name)
+            if place is None:
+                near = get_close_matches(name, _places(), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"There is no option {name!r}.{hint}")
+            changes.setdefault(place[0], {})[place[1]] = value
+        groups = {group: replace(getattr(self, group), **values) for group, values in changes.items()}
+        return replace(self, **groups)
+
+    def flat(self) -> dict[str, Any]:
+        """Option -> value, in the order of the classes."""
+        return {
+            one.name: getattr(getattr(self, group), name)
+            for group, kind in groups().items()
+            for name, one in options_of(kind).items()
+        }
+
+
+def groups() -> dict[str, type[Group]]:
+    """Field of :class:`Settings` -> its class."""
+    return {f.name: type(f.default) for f in fields(Settings)}
+
+
+def _places() -> Mapping[str, tuple[str, str]]:
+    """Option, or its alias -> the field of the settings and the field in there."""
+    found: dict[str, tuple[str, str]] = {}
+    for group, kind in groups().items():
+        for name, one in options_of(kind).items():
+            found |= {said: (group, name) for said in (one.name, one.alias) if said}
+    return found
+
+
+PLAN = Option(None, "Apply a plan that --dry-run wrote.", "FILE", Path, name="plan")
+DATA = Option(
+    None,
+    "digits; an .npz with x_train, y_train, x_test, y_test; a folder with train/, val/, test/; cifar10:DIR, "
+    "and so cifar100, mnist, fashion_mnist, kmnist, svhn, stl10; package.module:function returning loaders.",
+    "SPEC", name="data", default_text="none",
+)  # fmt: skip
+OUTPUT = Option(
+    None, "The export, whose suffix picks the exporter; .safetensors and .json go beside it.", "OUT.onnx",
+    Path, name="output", short="-o", default_text="required",
+)  # fmt: skip
+DRY_RUN = Option(False, "Write OUT.plan.json only.", name="dry_run")
+FORCE = Option(False, "Replace files that exist.", name="force")
+JSON = Option(False, "Print the report as JSON on stdout, and nothing else there.", name="json")
+QUIET = Option(False, "Print errors only.", name="quiet")
+
+
+def sections() -> dict[str, list[Option]]:
+    """All options of ``compress``, by section, in the order of the help and of the README's table."""
+
+    def of(*kinds: type[Group]) -> list[Option]:
+        return [one for kind in kinds for one in options_of(kind).values()]
+
+    return {
+        "Pruning": [*of(Budget, Layers), PLAN],
+        "Model": of(Model),
+        "Data": [DATA, *of(Normalisation)],
+        "Scoring": of(Scoring),
+        "Repair and fine-tuning": of(Repair, Finetuning),
+        "Running": of(Compute, Benchmark),
+        "Output": [OUTPUT, DRY_RUN, FORCE, JSON, QUIET],
+    }
+
+
+GRID = ("ratio", "macs_ratio", "estimator", "blocks", "upper_limit", "samples_per_class", "seed")
+"""The options that a sweep tries several values of."""
+
+
+def combinations(base: Settings, values: Mapping[str, Sequence[Any]]) -> Iterator[Settings]:
+    """The settings with every combination of some options' values, in a fixed order, none twice.
+
+    ``samples_per_class`` counts for estimators of samples only; for others all its values are one.
 
     Raises
     ------
     MintError
-        For the first one: the value and the remedy in one line.
+        For the first value that cannot work.
+    TypeError
+        An option that is not in :data:`GRID`.
     """
-    _check_choice("provider", provider, PROVIDERS)
-    _check_counts(least_0={"seed": seed}, least_1={"threads": threads, "batch": batch}, default_if_none={})
-    _check_positive("seconds", seconds)
-    _check_input(input_shape, None, None)
-
-
-def check_inspection(
-    *,
-    model: object = None,
-    input_shape: Sequence[int] | None = None,
-    upper_limit: float = 0.95,
-    round_to: int = 8,
-) -> None:
-    """Refuse what cannot be inspected, before anything is loaded; parameters as of ``inspect_model``.
-
-    Raises
-    ------
-    MintError
-        For the first one: the value and the remedy in one line.
-    """
-    _check_model(model)
-    _check_share("upper-limit", upper_limit, "Give the share of a layer that may go at most.")
-    _check_counts(least_0={}, least_1={"round-to": round_to}, default_if_none={})
-    _check_input(input_shape, None, None)
-
-
-def _check_model(model: object) -> None:
-    if isinstance(model, (str, Path)):
-        check_file("model", model)
-
-
-def _check_share(name: str, value: object, remedy: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Real) or not 0 < float(value) < 1:
-        raise MintError(f"{name} must lie between 0 and 1, not {value!r}. {remedy}")
-
-
-def _check_counts(
-    *, least_0: dict[str, object], least_1: dict[str, object], default_if_none: dict[str, object]
-) -> None:
-    given = {name: value for name, value in default_if_none.items() if value is not None}
-    for least, values in ((0, least_0), (1, least_1 | given)):
-        for name, value in values.items():
-            if not isinstance(value, Integral) or not least <= int(value) < 2**63:
-                raise MintError(f"{name} must be a whole number, at least {least}, not {value!r}.")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, Real) or not 0 < float(value) < math.inf:
-        raise MintError(f"{name} must be a positive number, not {value!r}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value in choices:
-        return
-    if name == "estimator":
-        # the entry points are read only when a name is not ours: they cost a walk over all packages
-        choices = estimator_names()
-        if value in choices:
-            return
-    raise MintError(f"Unknown {name} {value!r}. Choose from: {', '.join(choices)}.")
-
-
-def _check_input(
-    input_shape: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> None:
-    if input_shape is not None and (
-        not input_shape or not all(isinstance(n, Integral) and n > 0 for n in input_shape)
-    ):
-        raise MintError(
-            f"input-shape must be positive whole numbers without the batch, not {tuple(input_shape)!r}. "
-            "For example 3,32,32."
-        )
-    if (mean is None) != (std is None):
-        given, missing = ("mean", "std") if std is None else ("std", "mean")
-        raise MintError(f"{given} is given without {missing}. Give both, one number per channel.")
-    if mean is None or std is None:
-        return
-    if len(mean) != len(std) or not mean:
-        raise MintError(f"mean has {len(mean)} values and std {len(std)}. Give one number per channel.")
-    if not all(math.isfinite(m) for m in mean):
-        raise MintError(f"mean must be finite numbers, not {tuple(mean)!r}.")
-    if not all(0 < s < math.inf for s in std):
-        raise MintError(f"std must be positive numbers, not {tuple(std)!r}.")
-    if input_shape is not None and len(mean) not in (1, input_shape[0]):
-        raise MintError(
-            f"mean and std have {len(mean)} values, but input-shape {','.join(map(str, input_shape))} "
-            f"has {input_shape[0]} channels. Give one number per channel."
-        )
-
-
-def _check_data(data: object) -> None:
-    if not isinstance(data, str) or data == "digits" or ":" in data:
-        return
-    try:
-        found = Path(data).exists()
-    except (OSError, ValueError):
-        found = False
-    if not found:
-        raise MintError(
-            f"No such data: {data!r}. Give digits, an .npz file, a folder of class folders, "
-            "cifar10:DIR or package.module:function."
-        )
-
-
-def _check_output(output: Path, model: object, *, dry_run: bool, force: bool) -> None:
-    if output.name.startswith("."):
-        raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
-    if not output.suffix or output.suffix == ".":
-        raise MintError(f"Output {str(output)!r} has no suffix. Name the format, as in {output.name}.onnx.")
-    if not output.parent.is_dir():
-        raise MintError(f"Output folder {str(output.parent)!r} does not exist. Create it first.")
-    if not os.access(output.parent, os.W_OK):
-        raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
-    files = outputs(output)
-    written = (files.plan,) if dry_run else (files.export, files.tensors, files.report)
-    for path in written:
-        if not os.path.lexists(path):
-            continue
-        if isinstance(model, (str, Path)) and path.exists() and path.samefile(model):
-            raise MintError(f"Output {str(path)!r} is the model itself. Choose another name for -o.")
-        if not force:
-            raise MintError(f"{str(path)!r} exists already. Replace it with --force, or choose another name.")
-        if path.is_dir():
-            raise MintError(f"{str(path)!r} is a folder. Choose another name for -o.")
+    if unknown := values.keys() - set(GRID):
+        raise TypeError(f"{sorted(unknown)[0]!r} is not swept over. Choose from: {', '.join(GRID)}.")
+    # the last one changes fastest
+    order = ("estimator", "samples_per_class", "blocks", "upper_limit", "seed", "macs_ratio", "ratio")
+    usual = base.flat()
+    found: dict[Settings, None] = {}
+    for row in product(*(values.get(name) or (usual[name],) for name in order)):
+        chosen = dict(zip(order, row, strict=True))
+        if not Scoring(estimator=chosen["estimator"]).takes_samples:
+            chosen["samples_per_class"] = None
+        found.setdefault(base.replace(**chosen))
+    yield from found

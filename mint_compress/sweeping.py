@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,62 +18,25 @@ from torch import nn
 from mint_compress.compression import compress
 from mint_compress.errors import MintError
 from mint_compress.files import replacing, sha256_of
+from mint_compress.preflight import check_sweep
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
+from mint_compress.settings import Settings, combinations
 
 SWEEP_FORMAT = 1
 STAGES = ("original", "pruned", "repaired", "finetuned")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The values to try; every combination is a row.
-
-    Attributes
-    ----------
-    ratios, macs_ratios, estimators, groups, upper_limits, samples_per_class, seeds
-        See ``compress``. ``samples_per_class`` counts for estimators of samples only; for others all
-        its values are one.
-    """
-
-    ratios: Sequence[float | None]
-    estimators: Sequence[str] = ("gaussian",)
-    groups: Sequence[int] = (0,)
-    upper_limits: Sequence[float] = (0.95,)
-    samples_per_class: Sequence[int | None] = (None,)
-    seeds: Sequence[int] = (0,)
-    macs_ratios: Sequence[float | None] = (None,)
-
-    def settings(self) -> list[dict[str, Any]]:
-        """One dictionary of ``compress``'s arguments per row, in a fixed order, none twice."""
-        found: list[dict[str, Any]] = []
-        for estimator, samples, groups, limit, seed, macs_ratio, ratio in itertools.product(
-            self.estimators, self.samples_per_class, self.groups, self.upper_limits, self.seeds,
-            self.macs_ratios, self.ratios,
-        ):  # fmt: skip
-            one = {
-                "ratio": ratio,
-                "macs_ratio": macs_ratio,
-                "estimator": estimator,
-                "groups": groups,
-                "upper_limit": limit,
-                "samples_per_class": None if estimator == "gaussian" else samples,
-                "seed": seed,
-            }
-            if one not in found:
-                found.append(one)
-        return found
-
-
 def sweep(
     model: nn.Module | str | os.PathLike[str],
     data: str,
-    grid: Grid,
+    grid: Mapping[str, Sequence[Any]],
     output: str | os.PathLike[str],
     *,
+    settings: Settings | None = None,
     progress: Progress | None = None,
     done: Callable[[Mapping[str, Any]], None] | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Compress with every combination of a grid, one row each.
 
@@ -83,6 +44,10 @@ def sweep(
     ----------
     model, data
         As for ``compress``.
+    grid
+        Option -> the values to try, ``{"ratio": (0.5, 0.75), "blocks": (8, 15)}``; every combination is
+        a row.
+        :data:`mint_compress.settings.GRID` lists the options.
     output
         The CSV file. Beside it the rows are kept as JSON, and drawn (SVG) where matplotlib is
         installed. All are written anew after every row; a row that is there, made with the same model,
@@ -91,8 +56,8 @@ def sweep(
         Called as ("sweep", rows done, rows).
     done
         Called with every row when it is made.
-    settings
-        Further arguments of ``compress``, the same for all rows.
+    settings, options
+        As for ``compress``, the same for all rows.
 
     Returns
     -------
@@ -107,25 +72,23 @@ def sweep(
         As for ``compress``, when it would fail for every row alike; files of the output's name that are
         no sweep's.
     """
+    base = (settings or Settings()).replace(**options)
+    check_sweep(model, data, base, grid, output)
     csv_path = Path(output)
-    if csv_path.suffix != ".csv":
-        raise MintError(f"A sweep writes a .csv file, not {csv_path.name!r}. Give -o NAME.csv.")
     json_path = csv_path.with_suffix(".json")
     rows = _read(json_path)
     for path in (csv_path, csv_path.with_suffix(".svg")):
         if not rows and path.exists():
             raise MintError(f"{path} is there and is no sweep's. Give another name with -o.")
-    common = {
-        "model": _identity(model), "data": _identity(data), **settings, "version": version("mint-compress")
-    }  # fmt: skip
-    chosen = grid.settings()
+    common = {"model": _identity(model), "data": _identity(data), "version": version("mint-compress")}
+    chosen = list(combinations(base, grid))
     # as they come back from the file: tuples become lists
-    wanted = [json.loads(json.dumps({**common, **one})) for one in chosen]
+    wanted = [json.loads(json.dumps({**common, **one.flat()})) for one in chosen]
     for number, (key, one) in enumerate(zip(wanted, chosen, strict=True)):
         if progress:
             progress("sweep", number, len(wanted))
         if (there := _find(rows, key)) is None or there["error"]:
-            row = {"settings": key, **_one(model, data, {**settings, **one})}
+            row = {"settings": key, **_one(model, data, one)}
             rows = [*(other for other in rows if other["settings"] != key), row]
             _write(rows, json_path, csv_path)
             if done:
@@ -155,10 +118,10 @@ def _find(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, A
     return next((row for row in rows if row["settings"] == key), None)
 
 
-def _one(model: Any, data: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _one(model: Any, data: str, settings: Settings) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        _, report = compress(model, data, **arguments)
+        _, report = compress(model, data, settings=settings)
     except MintError as error:  # such as a ratio that this upper limit does not allow
         return {"error": str(error), "seconds": round(time.perf_counter() - start, 1)}
     return {"error": None, **_measured(report), "seconds": round(time.perf_counter() - start, 1)}
@@ -264,6 +227,6 @@ def _label(settings: Mapping[str, Any]) -> str:
     parts = [settings["estimator"]]
     if settings["samples_per_class"]:
         parts.append(f"{settings['samples_per_class']} a class")
-    if settings["groups"]:
-        parts.append(f"{settings['groups']} groups")
+    if settings["blocks"]:
+        parts.append(f"{settings['blocks']} blocks")
     return ", ".join([*parts, f"limit {settings['upper_limit']:g}", f"seed {settings['seed']}"])

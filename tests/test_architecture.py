@@ -26,7 +26,7 @@ FLOORS = [
     {"errors", "progress"},
     {"files"},
     {"zoo", "settings", "reporting", "nn", "estimators"},
-    {"data", "surgery"},
+    {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},
     {"scoring"},
     {"planning"},
@@ -115,7 +115,7 @@ def test_every_room_is_there_and_has_its_floor() -> None:
 
 
 def test_no_room_hides_a_public_function() -> None:
-    """Importing a folder binds its name in the package, where the function of that name would be looked for."""
+    """Importing a folder binds its name in the package, where a function of that name is looked for."""
     assert not set(ROOMS) & set(mint_compress.__all__)
 
 
@@ -166,7 +166,7 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
     assert not [(where, what) for where, what in top if what.split(".")[0] in HEAVY]
 
 
-LIGHT = {"__init__", "errors", "files", "progress", "settings", "reporting", "cli"}
+LIGHT = {"__init__", "errors", "files", "progress", "settings", "reporting", "preflight", "cli"}
 
 
 def test_what_the_command_needs_to_refuse_bad_input_is_light() -> None:

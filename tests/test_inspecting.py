@@ -16,6 +16,7 @@ from mint_compress.checkpoints.loading import Builder
 from mint_compress.inspecting import Inspection, inspect_model, inspected
 from mint_compress.nn.counting import layer_macs, parameters
 from mint_compress.planning.search import most_removed
+from mint_compress.settings import Budget
 from mint_compress.zoo import BUILDERS
 
 
@@ -218,6 +219,6 @@ def test_what_cannot_be_inspected_is_refused_first(given: dict[str, Any], messag
 def test_the_most_that_can_go_is_what_the_groups_say() -> None:
     model = build("concat")
     groups = find_groups(model, images("concat"))
-    plan = most_removed(groups, upper_limit=0.5, round_to=1)
+    plan = most_removed(groups, Budget(upper_limit=0.5, round_to=1))
     assert plan is not None
     assert {cut.group: len(cut.kept) for cut in plan.groups} == {"left": 2, "right": 2, "join": 3}

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,6 +20,7 @@ from toydata import arrays
 
 import mint_compress
 from mint_compress.cli.app import main
+from mint_compress.cli.options import table as options_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,26 +28,6 @@ QUICK_START = "mint-compress vgg16.pt --ratio 0.75 -o vgg16_small.onnx --data di
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = re.findall(r"mint-compress [^`\n]*|--[a-z-]+ [^`\n]*", README)
-
-
-def compress_options() -> dict[str, click.Option]:
-    command = main.commands["compress"]  # type: ignore[attr-defined]
-    return {name: p for p in command.params if isinstance(p, click.Option) for name in p.opts}
-
-
-def table() -> dict[str, str]:
-    """Option -> the default that the README names, a row of which may hold several."""
-    found: dict[str, str] = {}
-    section = README.split("## Options", 1)[1].split("\n## ", 1)[0]
-    for row in section.splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
-        if len(cells) != 4 or not cells[1].startswith("`-"):
-            continue
-        names = [name for code in re.findall(r"`(-[^`]*)`", cells[1]) for name in code.split()[:1]]
-        defaults = cells[3].split(", ")
-        same = len(defaults) == len(names) > 1
-        found |= {name: defaults[i] if same else cells[3] for i, name in enumerate(names)}
-    return found
 
 
 # Commands
@@ -93,26 +73,16 @@ def test_the_extras_and_the_licence_are_those_of_the_package() -> None:
 # Options
 
 
-def test_the_table_names_every_option_and_no_other() -> None:
-    options = compress_options()
-    listed = {("--output" if name == "-o" else name) for name in table()}
-    assert listed == {name for name in options if name.startswith("--")} - {"--version"}
+def test_the_table_of_options_is_made_from_the_settings() -> None:
+    section = README.split("## Options", 1)[1].split("\n## ", 1)[0]
+    assert f"\n\n{options_table()}\n" in section
 
 
-def test_the_defaults_are_those_of_the_command() -> None:
-    from mint_compress.compression import CALIBRATION_IMAGES, SAMPLES_PER_CLASS
-
-    options = compress_options()
-    said = table()
-    numbers = {name: text for name, text in said.items() if re.fullmatch(r"[\d.]+", text)}
-    assert float(numbers.pop("--calibration-images")) == CALIBRATION_IMAGES
-    assert float(numbers.pop("--samples-per-class")) == SAMPLES_PER_CLASS
-    assert {name: float(text) for name, text in numbers.items()} == {
-        name: options[name].default for name in numbers
-    }
-    assert {"--upper-limit", "--round-to", "--groups", "--epochs", "--lr", "--batch-size"} <= numbers.keys()
-    words = {n: t for n, t in said.items() if t in ("auto", "both", "gaussian")}
-    assert words == {n: options[n].default for n in words} and len(words) == 4
+def test_every_option_that_the_text_names_is_one() -> None:
+    commands = main.commands.values()  # type: ignore[attr-defined]
+    known = {name for one in commands for p in one.params for name in (*p.opts, *p.secondary_opts)}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
+    assert named <= known and len(named) > 30
 
 
 # Python

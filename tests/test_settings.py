@@ -6,7 +6,19 @@ import pytest
 
 from mint_compress.errors import MintError
 from mint_compress.files import outputs
-from mint_compress.settings import check_benchmark, check_options, check_sweep
+from mint_compress.preflight import check_run, check_sweep
+from mint_compress.settings import (
+    GRID,
+    Benchmark,
+    Budget,
+    Option,
+    Scoring,
+    Settings,
+    combinations,
+    groups,
+    options_of,
+    sections,
+)
 
 
 @pytest.fixture
@@ -16,18 +28,58 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def check(model: object = None, **given: Any) -> None:
+    """What ``compress`` checks first."""
+    files = {
+        name: given.pop(name) for name in ("data", "plan", "output", "dry_run", "force") if name in given
+    }
+    check_run(model, files.pop("data", None), Settings.of(**given), **files)
+
+
 def test_a_grid_may_hold_samples_for_those_estimators_that_look_at_them(model: Path, tmp_path: Path) -> None:
-    check_sweep(
-        model=model, output=tmp_path / "out.csv", data="digits", ratio=(0.5,), macs_ratio=None,
-        estimator=("gaussian", "gmi"), groups=(0,), upper_limit=(0.9,), samples_per_class=(20, 30), seed=(0,),
-    )  # fmt: skip
+    grid = {"ratio": (0.5,), "estimator": ("gaussian", "gmi"), "samples_per_class": (20, 30)}
+    check_sweep(model, "digits", Settings.of(upper_limit=0.9), grid, tmp_path / "out.csv")
+    rows = list(combinations(Settings(), {**grid, "ratio": (0.3, 0.5), "blocks": (0, 2)}))
+    assert len(rows) == len(set(rows)) == 2 * 2 + 2 * 2 * 2
+    assert {r.scoring.samples_per_class for r in rows if not r.scoring.takes_samples} == {None}
+    assert [r.budget.ratio for r in rows[:2]] == [0.3, 0.5]
+    with pytest.raises(TypeError, match="'lr' is not swept over"):
+        list(combinations(Settings(), {"lr": (0.1,)}))
 
 
 def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None:
-    check_options(model=model, ratio=0.5, output=tmp_path / "out.onnx")
-    check_options(model=str(model), plan=model)
-    check_options(model=object(), ratio=0.5, data=object(), estimator=len)
-    check_options(model=model, ratio=0.5, batch_size=1, epochs=0)
+    check(model, ratio=0.5, output=tmp_path / "out.onnx")
+    check(str(model), plan=model)
+    check(object(), ratio=0.5, data=object())
+    check(model, ratio=0.5, batch_size=1, epochs=0)
+
+
+def test_options_by_name_are_the_settings() -> None:
+    one = Settings.of(
+        ratio=0.5, estimator="gmi", samples_per_class=9, bench_batch=4, ignore="stem", mean=[0.5], std=[2]
+    )
+    assert one == Settings(
+        budget=Budget(0.5),
+        scoring=Scoring(estimator="gmi", samples_per_class=9),
+        benchmark=Benchmark(batch=4),
+    ).replace(ignore=("stem",), mean=(0.5,), std=(2,))
+    assert Settings.of(**one.flat()) == one
+    assert Settings.of(groups=4) == Settings.of(blocks=4)  # the paper's word
+    with pytest.raises(TypeError, match="There is no option 'ration'"):
+        Settings.of(ration=0.5)
+
+
+def test_no_option_is_said_twice_or_left_out_of_the_help() -> None:
+    names = [one.name for kind in groups().values() for one in options_of(kind).values()]
+    assert len(names) == len(set(names)) and set(GRID) <= set(names)
+    listed = [one.name for several in sections().values() for one in several]
+    arguments = ["plan", "data", "output", "dry_run", "force", "json", "quiet"]
+    assert sorted(listed) == sorted(names + arguments)
+    assert all(
+        isinstance(one, Option) and one.help.endswith(".")
+        for several in sections().values()
+        for one in several
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,10 +92,11 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
         ({"ratio": math.nan}, "ratio must lie between 0 and 1, not nan."),
         ({"ratio": "0.5"}, "ratio must lie between 0 and 1, not '0.5'."),
         ({"ratio": None}, "No ratio given."),
-        ({"upper_limit": 1.0}, "upper-limit must lie between 0 and 1, not 1.0."),
+        ({"upper_limit": 1.5}, "upper-limit must lie between 0 and 1, not 1.5."),
+        ({"upper_limit": 0}, "upper-limit must lie between 0 and 1, not 0."),
         ({"round_to": 0}, "round-to must be a whole number, at least 1, not 0."),
         ({"round_to": 2.5}, "round-to must be a whole number, at least 1, not 2.5."),
-        ({"groups": -1}, "groups must be a whole number, at least 0, not -1."),
+        ({"blocks": -1}, "blocks must be a whole number, at least 0, not -1."),
         ({"epochs": -1}, "epochs must be a whole number, at least 0, not -1."),
         ({"seed": -1}, "seed must be a whole number, at least 0, not -1."),
         ({"seed": 2**63}, "seed must be a whole number"),
@@ -81,7 +134,7 @@ def test_the_defaults_with_a_ratio_are_fine(model: Path, tmp_path: Path) -> None
 )
 def test_what_cannot_work_is_named_with_its_value(model: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(MintError) as caught:
-        check_options(**{"model": model, "ratio": 0.5, **given})
+        check(**{"model": model, "ratio": 0.5, **given})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
@@ -89,36 +142,36 @@ def test_what_cannot_work_is_named_with_its_value(model: Path, given: dict[str, 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10:/anywhere", "package.module:function"])
 def test_data_that_only_loading_can_judge_is_let_through(model: Path, data: str) -> None:
-    check_options(model=model, ratio=0.5, data=data)
+    check(model, ratio=0.5, data=data)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
 def test_device_names(model: Path, device: str) -> None:
-    check_options(model=model, ratio=0.5, device=device)
+    check(model, ratio=0.5, device=device)
 
 
 def test_the_model_is_a_regular_file_or_a_link_to_one(tmp_path: Path, model: Path) -> None:
     with pytest.raises(MintError, match="No such model file"):
-        check_options(model=tmp_path / "absent.pt", ratio=0.5)
+        check(tmp_path / "absent.pt", ratio=0.5)
     with pytest.raises(MintError, match="not a regular file"):
-        check_options(model=tmp_path, ratio=0.5)
+        check(tmp_path, ratio=0.5)
     with pytest.raises(MintError, match="No such model file"):
-        check_options(model="nul\0l.pt", ratio=0.5)
+        check("nul\0l.pt", ratio=0.5)
     link = tmp_path / "link.pt"
     link.symlink_to(model)
-    check_options(model=link, ratio=0.5)
+    check(link, ratio=0.5)
     link.unlink()
     link.symlink_to(tmp_path / "gone")
     with pytest.raises(MintError, match="No such model file"):
-        check_options(model=link, ratio=0.5)
+        check(link, ratio=0.5)
 
 
 def test_the_output_needs_a_suffix_and_a_folder(tmp_path: Path, model: Path) -> None:
     for name in ("out", "out."):
         with pytest.raises(MintError, match="has no suffix"):
-            check_options(model=model, ratio=0.5, output=tmp_path / name)
+            check(model, ratio=0.5, output=tmp_path / name)
     with pytest.raises(MintError, match="does not exist"):
-        check_options(model=model, ratio=0.5, output=tmp_path / "none" / "out.onnx")
+        check(model, ratio=0.5, output=tmp_path / "none" / "out.onnx")
 
 
 @pytest.mark.parametrize("name", ["out.onnx", "out.safetensors", "out.json"])
@@ -126,29 +179,29 @@ def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path, model: Path,
     (tmp_path / name).write_text("mine")
     given: dict[str, Any] = {"model": model, "ratio": 0.5, "output": tmp_path / "out.onnx"}
     with pytest.raises(MintError, match=f"{name}' exists already"):
-        check_options(**given)
-    check_options(**given, force=True)
+        check(**given)
+    check(**given, force=True)
     # a dry run writes none of them
-    check_options(**given, dry_run=True)
+    check(**given, dry_run=True)
 
 
 def test_a_dry_run_replaces_a_plan_only_by_force(tmp_path: Path, model: Path) -> None:
     (tmp_path / "out.plan.json").write_text("mine")
     given: dict[str, Any] = {"model": model, "ratio": 0.5, "output": tmp_path / "out.onnx"}
     with pytest.raises(MintError, match=r"out\.plan\.json' exists already"):
-        check_options(**given, dry_run=True)
-    check_options(**given, dry_run=True, force=True)
-    check_options(**given)
+        check(**given, dry_run=True)
+    check(**given, dry_run=True, force=True)
+    check(**given)
 
 
 def test_even_by_force_neither_the_model_nor_a_folder_is_replaced(tmp_path: Path) -> None:
     model = tmp_path / "small.safetensors"
     model.write_bytes(b"x")
     with pytest.raises(MintError, match="is the model itself"):
-        check_options(model=model, ratio=0.5, output=tmp_path / "small.onnx", force=True)
+        check(model, ratio=0.5, output=tmp_path / "small.onnx", force=True)
     (tmp_path / "dir.onnx").mkdir()
     with pytest.raises(MintError, match="is a folder"):
-        check_options(model=model, ratio=0.5, output=tmp_path / "dir.onnx", force=True)
+        check(model, ratio=0.5, output=tmp_path / "dir.onnx", force=True)
 
 
 def test_outputs_share_the_stem() -> None:
@@ -161,8 +214,7 @@ def test_outputs_share_the_stem() -> None:
 
 
 def test_benchmark_settings() -> None:
-    fine: dict[str, Any] = {"provider": "auto", "threads": 1, "batch": 1, "seconds": 0.5, "seed": 0}
-    check_benchmark(**fine)
-    for wrong in ({"provider": "x"}, {"threads": 0}, {"batch": 0}, {"seconds": -1.0}, {"seed": -1}):
+    Benchmark(provider="auto", threads=1, batch=1, seconds=0.5)
+    for wrong in ({"provider": "x"}, {"threads": 0}, {"batch": 0}, {"seconds": -1.0}):
         with pytest.raises(MintError, match=f"{next(iter(wrong))}"):
-            check_benchmark(**(fine | wrong))
+            Benchmark(**wrong)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from networks import Chain
 from torch import nn
 
 from mint_compress import MintError, compress
-from mint_compress.sweeping import Grid, sweep, table
+from mint_compress.sweeping import sweep, table
 
 SETTINGS: dict[str, Any] = {"round_to": 1, "epochs": 0, "calibration_images": 32, "device": "cpu"}
 DATA = "toydata:loaders"
@@ -28,17 +28,8 @@ def model() -> nn.Module:
         return Chain(16, 16)
 
 
-def test_samples_count_only_where_an_estimator_looks_at_them() -> None:
-    grid = Grid((0.3, 0.5), estimators=("gaussian", "gmi"), groups=(0, 2), samples_per_class=(20, 30))
-    rows = grid.settings()
-    assert len(rows) == 2 * 2 + 2 * 2 * 2
-    assert len({json.dumps(row) for row in rows}) == len(rows)
-    assert {row["samples_per_class"] for row in rows if row["estimator"] == "gaussian"} == {None}
-    assert [row["ratio"] for row in rows[:2]] == [0.3, 0.5]
-
-
 def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: Path) -> None:
-    grid, made = Grid((0.3, 0.5), upper_limits=(0.5, 0.9)), []
+    grid, made = {"ratio": (0.3, 0.5), "upper_limit": (0.5, 0.9)}, []
     rows = sweep(model, DATA, grid, tmp_path / "out.csv", done=made.append, **SETTINGS)
     assert rows == made and len(rows) == 4
     for row in rows:
@@ -61,7 +52,7 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.json", "out.svg"]
 
     again: list[Any] = []
-    wider = Grid((0.3, 0.4, 0.5), upper_limits=(0.9,))
+    wider = {"ratio": (0.3, 0.4, 0.5), "upper_limit": (0.9,)}
     more = sweep(model, DATA, wider, tmp_path / "out.csv", done=again.append, **SETTINGS)
     assert [row["settings"]["ratio"] for row in again] == [0.4]  # the others were there
     assert [row["settings"]["ratio"] for row in more] == [0.3, 0.4, 0.5]
@@ -70,7 +61,7 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
 
 
 def test_shares_of_macs_are_swept_too(model: nn.Module, tmp_path: Path) -> None:
-    grid = Grid((None, 0.3), macs_ratios=(0.4, 0.6))
+    grid = {"ratio": (None, 0.3), "macs_ratio": (0.4, 0.6)}
     rows = sweep(model, DATA, grid, tmp_path / "out.csv", **SETTINGS)
     asked = [(row["settings"]["ratio"], row["settings"]["macs_ratio"]) for row in rows]
     assert asked == [(None, 0.4), (0.3, 0.4), (None, 0.6), (0.3, 0.6)]
@@ -88,10 +79,10 @@ def test_rows_of_another_network_or_that_failed_are_made_again(tmp_path: Path) -
         torch.manual_seed(2)
         one, two = Chain(16, 16), Chain(16, 16)
     for model in (one, two, one):
-        sweep(model, DATA, Grid((0.3,)), tmp_path / "out.csv", done=made.append, **SETTINGS)
+        sweep(model, DATA, {"ratio": (0.3,)}, tmp_path / "out.csv", done=made.append, **SETTINGS)
     assert len(made) == 2 and made[0]["accuracy"] != made[1]["accuracy"]
     for _ in range(2):
-        sweep(one, DATA, Grid((0.3, 0.99)), tmp_path / "out.csv", done=made.append, **SETTINGS)
+        sweep(one, DATA, {"ratio": (0.3, 0.99)}, tmp_path / "out.csv", done=made.append, **SETTINGS)
     assert [row["error"] is None for row in made] == [True, True, False, False]
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["settings"]["ratio"] for row in rows] == [0.3, 0.3, 0.99]
@@ -113,19 +104,19 @@ def test_ctrl_c_says_where_the_rows_are(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_sweep_in_which_nothing_works_says_why(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(MintError, match=r"99\.0% of the parameters cannot go"):
-        sweep(model, DATA, Grid((0.99,)), tmp_path / "out.csv", **SETTINGS)
-    with pytest.raises(MintError, match=r"writes a \.csv file, not 'out.json'"):
-        sweep(model, DATA, Grid((0.5,)), tmp_path / "out.json", **SETTINGS)
+        sweep(model, DATA, {"ratio": (0.99,)}, tmp_path / "out.csv", **SETTINGS)
+    with pytest.raises(MintError, match=r"writes a .csv file, not 'out.json'"):
+        sweep(model, DATA, {"ratio": (0.5,)}, tmp_path / "out.json", **SETTINGS)
     (tmp_path / "other.json").write_text("[]")
     (tmp_path / "drawing.svg").write_text("mine")
     with pytest.raises(MintError, match=r"drawing\.svg is there and is no sweep's"):
-        sweep(model, DATA, Grid((0.5,)), tmp_path / "drawing.csv", **SETTINGS)
+        sweep(model, DATA, {"ratio": (0.5,)}, tmp_path / "drawing.csv", **SETTINGS)
     (tmp_path / "table.csv").write_text("mine")
     with pytest.raises(MintError, match=r"table\.csv is there and is no sweep's"):
-        sweep(model, DATA, Grid((0.5,)), tmp_path / "table.csv", **SETTINGS)
+        sweep(model, DATA, {"ratio": (0.5,)}, tmp_path / "table.csv", **SETTINGS)
     assert (tmp_path / "table.csv").read_text() == "mine"
     with pytest.raises(MintError, match=r"other\.json is there and is no sweep"):
-        sweep(model, DATA, Grid((0.5,)), tmp_path / "other.csv", **SETTINGS)
+        sweep(model, DATA, {"ratio": (0.5,)}, tmp_path / "other.csv", **SETTINGS)
 
 
 def test_the_command_prints_a_line_per_row_and_writes_the_files(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Reading what others wrote, without running it: files, the architecture they belong to, the weights in it."""
+"""Reading what others wrote without running it: files, the architecture they belong to, its weights."""

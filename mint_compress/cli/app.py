@@ -1,11 +1,12 @@
-"""The command: options in, one report out. The only file that writes to the terminal."""
+"""The commands: options in, one report out."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
@@ -14,21 +15,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mint_compress.cli.options import BENCH, COMPRESS, FILE, INSPECT, SWEEP, SectionedCommand, options
+from mint_compress.cli.options import BENCH, COMPRESS, INSPECT, SWEEP, SectionedCommand, options
 from mint_compress.cli.terminal import ended_as_by_ctrl_c, exit_status, terminal, third_parties_silenced
 from mint_compress.errors import MintError
 from mint_compress.files import check_file
-from mint_compress.settings import check_benchmark, check_inspection, check_options, check_sweep
+from mint_compress.preflight import check_model, check_run, check_sweep
+from mint_compress.settings import GRID, Benchmark, Settings
 
 if TYPE_CHECKING:
     from mint_compress.inspecting import Inspection
+    from mint_compress.progress import Progress
     from mint_compress.reporting import Report
 
 PROGRAM = "mint-compress"
 LOADING = "load PyTorch"
 WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
-UNCHECKED = ("arch", "ignore", "prune_inputs", "trust")
-"""Options about which nothing can be said before the network is there."""
+FILE = click.Path(path_type=Path)
 
 
 class DefaultGroup(click.Group):
@@ -104,34 +106,30 @@ def main() -> None:
 @click.version_option(package_name=PROGRAM, prog_name=PROGRAM)
 @click.pass_obj
 def compress(
-    command: str, /, model: Path, output: Path | None, as_json: bool, quiet: bool, **given: Any
-) -> None:
+    command: str, /, model: Path, data: str | None, plan: Path | None, output: Path | None, dry_run: bool,
+    force: bool, as_json: bool, quiet: bool, **given: Any,
+) -> None:  # fmt: skip
     """Prune MODEL, repair and fine-tune it, export it, check it and time it."""
     if output is None:
         raise MintError("No output given. Name the file to write, for example -o small.onnx.")
-    wanted = _wanted(given)
-    check_options(model=model, output=output, **{k: v for k, v in given.items() if k not in UNCHECKED})
-    with terminal(quiet) as progress:
-        progress(LOADING, 0, 1)
+    settings = Settings.of(**given)
+    rest: dict[str, Any] = {"plan": plan, "output": output, "dry_run": dry_run, "force": force}
+    check_run(model, data, settings, **rest)
+    with working(quiet) as progress:
         from mint_compress.compression import compress as run
 
         progress(LOADING, 1, 1)
         with third_parties_silenced():
-            _, report = run(
-                model,
-                given.pop("data"),
-                output=output,
-                command=command,
-                progress=progress,
-                **wanted,
-                **given,
-            )
+            _, report = run(model, data, settings=settings, command=command, progress=progress, **rest)
     _show(report, as_json, quiet)
 
 
-def _wanted(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the ``--no-...`` flags out of ``given``, as what they turn off."""
-    return {name: not given.pop(f"no_{name}") for name in ("compensate", "distill", "augment")}
+@contextmanager
+def working(quiet: bool) -> Iterator[Progress]:
+    """The terminal while something long goes on, which begins with loading PyTorch."""
+    with terminal(quiet) as progress:
+        progress(LOADING, 0, 1)
+        yield progress
 
 
 def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
@@ -148,46 +146,33 @@ def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
 @options(INSPECT)
 def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """List the channel groups of MODEL, why some must stay, and the largest possible --ratio."""
-    check_inspection(model=model, **{k: given[k] for k in ("input_shape", "upper_limit", "round_to")})
-    with terminal(quiet) as progress:
-        progress(LOADING, 0, 1)
+    settings = Settings.of(**given)
+    check_model(model)
+    with working(quiet) as progress:
         from mint_compress.inspecting import inspect_model
 
         progress(LOADING, 1, 1)
         with third_parties_silenced():
-            result = inspect_model(model, progress=progress, **given)
+            result = inspect_model(model, settings=settings, progress=progress)
     _show(result, as_json, quiet)
 
 
 @main.command(cls=SectionedCommand, context_settings=WIDE)
 @click.argument("model", metavar="MODEL", type=FILE)
 @options(SWEEP)
-def sweep(
-    model: Path, output: Path, data: str, as_json: bool, quiet: bool, ratio: tuple[float, ...] | None,
-    macs_ratio: tuple[float, ...] | None, estimator: tuple[str, ...], groups: tuple[int, ...],
-    upper_limit: tuple[float, ...], samples_per_class: tuple[int, ...] | None, seed: tuple[int, ...],
-    **given: Any,
-) -> None:  # fmt: skip
+def sweep(model: Path, data: str, output: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """Compress MODEL with every combination of a grid; what is there is kept."""
-    wanted = _wanted(given)
-    check_sweep(
-        model=model, output=output, data=data, ratio=ratio, macs_ratio=macs_ratio, estimator=estimator,
-        groups=groups, upper_limit=upper_limit, samples_per_class=samples_per_class, seed=seed,
-        **{k: v for k, v in given.items() if k not in UNCHECKED},
-    )  # fmt: skip
-    with terminal(quiet) as progress:
-        progress(LOADING, 0, 1)
-        from mint_compress.sweeping import Grid, table
+    grid = {name: given.pop(name) or () for name in GRID}
+    settings = Settings.of(**given)
+    check_sweep(model, data, settings, grid, output)
+    with working(quiet) as progress:
         from mint_compress.sweeping import sweep as run
+        from mint_compress.sweeping import table
 
         progress(LOADING, 1, 1)
-        grid = Grid(
-            ratio or (None,), estimator, groups, upper_limit, samples_per_class or (None,), seed,
-            macs_ratio or (None,),
-        )  # fmt: skip
         with third_parties_silenced():
             try:
-                rows = run(model, data, grid, output, progress=progress, **wanted, **given)
+                rows = run(model, data, grid, output, settings=settings, progress=progress)
             except KeyboardInterrupt:
                 if not output.exists():
                     raise
@@ -202,18 +187,23 @@ def sweep(
 @click.argument("a", metavar="A.onnx", type=FILE)
 @click.argument("b", metavar="B.onnx", type=FILE)
 @options(BENCH)
-def bench(a: Path, b: Path, provider: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def bench(
+    a: Path, b: Path, as_json: bool, quiet: bool, input_shape: tuple[int, ...] | None, seed: int, **given: Any
+) -> None:
     """Time two exported models in turn: A B A B."""
     for path in (a, b):
         check_file("model", path)
-    check_benchmark(provider=provider, **given)
-    with terminal(quiet) as progress:
-        progress(LOADING, 0, 1)
+    for one in BENCH["Benchmark"]:  # under the names that they have here
+        one.check(given[one.name])
+    settings = Settings(benchmark=Benchmark(**given)).replace(input_shape=input_shape, seed=seed)
+    with working(quiet) as progress:
         from mint_compress.exporting.benchmarking import benchmark_files
 
         progress(LOADING, 1, 1)
         with third_parties_silenced():
-            result = benchmark_files(a, b, device=provider, progress=progress, **given)
+            result = benchmark_files(
+                a, b, settings.benchmark, input_shape=input_shape, seed=seed, progress=progress
+            )
     if as_json:
         times = {"original": asdict(result.original), "pruned": asdict(result.pruned)}
         report = {"latency_ms": times, "speedup": result.speedup, "provider": result.provider}

@@ -14,6 +14,7 @@ import numpy as np
 from mint_compress.errors import MintError
 from mint_compress.exporting.protocol import Array, InputSpec, Session, find_exporter
 from mint_compress.progress import Progress
+from mint_compress.settings import Benchmark
 
 MIN_ROUNDS = 3
 """Rounds that are run whatever they take."""
@@ -58,7 +59,7 @@ def benchmark(
     pruned: Session,
     inputs: tuple[Array, ...],
     *,
-    seconds: float = 10.0,
+    seconds: float = Benchmark.seconds,
     warmup: int = 3,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
@@ -115,11 +116,8 @@ def benchmark(
 def benchmark_files(
     original: str | Path,
     pruned: str | Path,
+    how: Benchmark = Benchmark(),
     *,
-    device: str = "auto",
-    threads: int = 1,
-    batch: int = 1,
-    seconds: float = 10.0,
     input_shape: tuple[int, ...] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -130,12 +128,8 @@ def benchmark_files(
     ----------
     original, pruned
         Files that an installed exporter can open, with the same inputs.
-    device
-        "auto", "cpu" or "cuda".
-    threads
-        Threads per session.
-    batch
-        Samples per run.
+    how
+        Provider and threads of both sessions, samples per run, and the time for all runs.
     input_shape
         Shape of the one input without the batch; needed where the file leaves it open.
     seed
@@ -147,7 +141,7 @@ def benchmark_files(
         A file that cannot be opened, inputs that differ, a shape left open, a device that did not load.
     """
     paths = (Path(original), Path(pruned))
-    first, second = (find_exporter(p).open(p, device=device, threads=threads) for p in paths)
+    first, second = (find_exporter(p).open(p, device=how.provider, threads=how.threads) for p in paths)
     kinds = [[(spec.shape, spec.dtype) for spec in session.inputs] for session in (first, second)]
     if kinds[0] != kinds[1]:
         raise MintError(
@@ -155,8 +149,10 @@ def benchmark_files(
             "not comparable. Give two files with the same inputs."
         )
     generator = np.random.default_rng(seed)
-    inputs = tuple(_random(generator, spec.dtype, _shape(spec, batch, input_shape)) for spec in first.inputs)
-    return benchmark(first, second, inputs, seconds=seconds, progress=progress)
+    inputs = tuple(
+        _random(generator, spec.dtype, _shape(spec, how.batch, input_shape)) for spec in first.inputs
+    )
+    return benchmark(first, second, inputs, seconds=how.seconds, progress=progress)
 
 
 def latency(milliseconds: Sequence[float]) -> Latency:

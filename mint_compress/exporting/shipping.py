@@ -24,6 +24,7 @@ from mint_compress.files import Outputs, outputs, sha256_of
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
+from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 PARITY_IMAGES = 32
@@ -36,11 +37,8 @@ def ship(
     plan: PruningPlan,
     images: Inputs,
     target: Outputs,
+    how: Benchmark,
     *,
-    provider: str = "auto",
-    threads: int = 1,
-    batch: int = 1,
-    seconds: float = 10.0,
     progress: Progress | None = None,
 ) -> Report:
     """Export, save, check, time, and put the files in their places: all of them, or none.
@@ -57,8 +55,8 @@ def ship(
         Real samples, batch first, for parity and timing.
     target
         Names of the files.
-    provider, threads, batch, seconds
-        How to run and time the exports.
+    how
+        To run and time the exports.
 
     Returns
     -------
@@ -85,15 +83,15 @@ def ship(
         receipt, parity = verify(
             original, pruned, exported, select(images, slice(PARITY_IMAGES)),
             predicted={n: after for n, (_, after) in plan.layers.items() if n in modules},
-            tensors_path=stage.tensors, device=provider, threads=threads, progress=progress,
+            tensors_path=stage.tensors, device=how.provider, threads=how.threads, progress=progress,
         )  # fmt: skip
         idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
         exporter = find_exporter(stage.export)
         before, after = (
-            exporter.open(r.path, device=provider, threads=threads) for r in (reference, exported)
+            exporter.open(r.path, device=how.provider, threads=how.threads) for r in (reference, exported)
         )
-        inputs = arrays(after, select(images, torch.arange(batch) % count(images)))
-        times = benchmark(before, after, inputs, seconds=seconds, progress=progress)
+        inputs = arrays(after, select(images, torch.arange(how.batch) % count(images)))
+        times = benchmark(before, after, inputs, seconds=how.seconds, progress=progress)
         report = replace(
             report,
             receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},

@@ -19,57 +19,15 @@ from mint_compress.graph.costs import LayerShape, Network
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import MANY, MOST_FEATURES
 from mint_compress.scoring.scores import ChannelScores, block_of
+from mint_compress.settings import Budget
 from mint_compress.surgery.pruning_plan import GroupCut, LayerCut, PruningPlan
 
-Cost = Literal["params", "macs", "both"]
 MACS_WEIGHT = {"params": 0.0, "both": 0.5, "macs": 1.0}
 """Cost -> weight of a position's share of the MACs in its price, beside that of the parameters."""
 HALVINGS = 16
 Mask = NDArray[np.bool_]
 Goals = tuple[int, int]
 """How many parameters and MACs have to go at least."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a plan must reach, and the bounds it must keep.
-
-    Attributes
-    ----------
-    params, macs
-        Share of all parameters, and of all MACs, that goes at least, above 0 and below 1: one or both.
-    upper_limit
-        Largest share of one channel group's positions that may go.
-    round_to
-        Widths kept are multiples of this where the layer is wider.
-    cost
-        What a position's score is divided by before all are compared: the share of the network's
-        parameters, of its MACs, or the mean of both, that goes with it. Where a plan that reaches
-        ``params`` would not reach ``macs``, MACs weigh more, as much as it takes.
-    blocks
-        Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
-    """
-
-    params: float | None = None
-    upper_limit: float = 0.95
-    round_to: int = 8
-    cost: Cost = "both"
-    blocks: int = 0
-    macs: float | None = None
-
-    def __post_init__(self) -> None:
-        shares = [share for share in (self.params, self.macs) if share is not None]
-        if not shares:
-            raise MintError("A budget is a share of the parameters, of the MACs, or both. Give one.")
-        for share in shares:
-            if not 0 < share < 1:
-                raise MintError(f"The ratio is {share}; it must lie between 0 and 1, e.g. 0.75.")
-        if not 0 < self.upper_limit <= 1:
-            raise MintError(f"The upper limit is {self.upper_limit}; it must be above 0 and at most 1.")
-        if self.round_to < 1:
-            raise MintError(f"Widths cannot be rounded to {self.round_to}; give 1 or more.")
-        if self.cost not in ("params", "macs", "both"):
-            raise MintError(f"Unknown cost {self.cost!r}. Choose from: params, macs, both.")
 
 
 def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) -> PruningPlan:
@@ -95,27 +53,31 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         When a share cannot be reached: the message says the most that can go, and which groups
         stand in the way.
     """
+    if budget.ratio is None and budget.macs_ratio is None:
+        raise MintError("A budget is a share of the parameters, of the MACs, or both. Give one.")
     candidates = [_Candidate.of(g, scores, budget) for g in groups if g.prunable]
     if not candidates:
         reasons = sorted({g.reason or "" for g in groups})
         raise MintError(f"No channel of this network can be removed: {'; '.join(reasons)[:300]}.")
     network = groups[0].network
-    if budget.macs is not None and not network.macs:
+    if budget.macs_ratio is not None and not network.macs:
         raise MintError("This network has no convolution or linear layer to count MACs of. Give --ratio.")
-    goals = _goal(budget.params, network.parameters), _goal(budget.macs, network.macs)
+    goals = _goal(budget.ratio, network.parameters), _goal(budget.macs_ratio, network.macs)
     search = _Search(network, candidates)
     most = search.gone(search.masks_of(search.order(0.0)))
-    if budget.params is not None and most[0] < goals[0]:
+    if budget.ratio is not None and most[0] < goals[0]:
         share = most[0] / network.parameters
-        raise MintError(_unreachable(budget.params, "parameters", share, budget, groups, candidates))
-    if budget.macs is not None and most[1] < goals[1]:
-        raise MintError(_unreachable(budget.macs, "MACs", most[1] / network.macs, budget, groups, candidates))
+        raise MintError(_unreachable(budget.ratio, "parameters", share, budget, groups, candidates))
+    if budget.macs_ratio is not None and most[1] < goals[1]:
+        raise MintError(
+            _unreachable(budget.macs_ratio, "MACs", most[1] / network.macs, budget, groups, candidates)
+        )
     masks = search.masks(goals, MACS_WEIGHT[budget.cost])
     return make_plan(
         groups,
         {c.group.name: m for c, m in zip(candidates, masks, strict=True)},
-        asked=budget.params,
-        asked_macs=budget.macs,
+        asked=budget.ratio,
+        asked_macs=budget.macs_ratio,
     )
 
 
@@ -123,19 +85,16 @@ def _goal(share: float | None, whole: int) -> int:
     return 0 if share is None else math.ceil(share * whole - 1e-9)
 
 
-def most_removed(
-    groups: Sequence[ChannelGroup], *, upper_limit: float = 0.95, round_to: int = 8
-) -> PruningPlan | None:
+def most_removed(groups: Sequence[ChannelGroup], budget: Budget = Budget()) -> PruningPlan | None:
     """The plan that removes all that may go; None where no group is prunable.
 
     Parameters
     ----------
     groups
         From :func:`find_groups`.
-    upper_limit, round_to
-        See :class:`Budget`.
+    budget
+        Its bounds count, its shares do not.
     """
-    budget = Budget(0.5, upper_limit=upper_limit, round_to=round_to)  # its ratio decides nothing here
     prunable = [g for g in groups if g.prunable]
     # which positions go makes no difference to how many can
     scores = ChannelScores({g.name: torch.zeros(g.width) for g in prunable}, "none", images=0, seed=0)

@@ -1,4 +1,3 @@
-import ast
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ import mint_compress
 from mint_compress.cli.app import main
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.reporting import Report
+from mint_compress.settings import Benchmark, Settings
 
 PACKAGE = Path(next(iter(mint_compress.__path__)))
 REPORT = Report(model="model.pt", sha256={"small.onnx": "ab"})
@@ -98,7 +98,7 @@ def error(*args: str) -> str:
         ("compress", "Missing argument 'MODEL'."),
         ("inspect", "Missing argument 'MODEL'."),
         ("inspect absent.pt", "No such model file: 'absent.pt'. Check the path."),
-        ("inspect model.pt --upper-limit 1", "upper-limit must lie between 0 and 1, not 1.0."),
+        ("inspect model.pt --upper-limit 1.5", "upper-limit must lie between 0 and 1, not 1.5."),
         ("inspect model.pt --round-to 0", "round-to must be a whole number, at least 1, not 0."),
         ("inspect model.pt --input-shape 3,-2", "input-shape must be positive whole numbers"),
         ("inspect model.pt --ratio 0.5", "No such option"),
@@ -145,45 +145,47 @@ def seen(stage: Callable[..., None]) -> dict[str, Any]:
 
 
 def test_defaults_are_those_of_the_library(folder: Path, seen: dict[str, Any]) -> None:
-    # read from the source, so that no torch is needed
-    tree = ast.parse((PACKAGE / "compression.py").read_text())
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "compress")
-    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    library = {arg.arg: None if default is None else ast.literal_eval(default) for arg, default in pairs}
     assert invoke("model.pt", "--ratio", "0.75", "-o", "out.onnx").exit_code == 0
-    assert callable(seen["progress"])
-    assert seen == library | {
-        **{"model": Path("model.pt"), "data": None, "ratio": 0.75, "output": Path("out.onnx")},
-        **{"command": "mint-compress model.pt --ratio 0.75 -o out.onnx", "progress": seen["progress"]},
+    assert callable(seen.pop("progress"))
+    assert seen == {
+        **{"model": Path("model.pt"), "data": None, "plan": None, "output": Path("out.onnx")},
+        **{"settings": Settings.of(ratio=0.75), "dry_run": False, "force": False},
+        "command": "mint-compress model.pt --ratio 0.75 -o out.onnx",
     }
 
 
 def test_a_share_of_macs_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
     assert invoke("model.pt", "--macs-ratio", ".4", "-o", "out.onnx").exit_code == 0
-    assert (seen["macs_ratio"], seen["ratio"]) == (0.4, None)
+    assert seen["settings"] == Settings.of(macs_ratio=0.4)
 
 
-def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["--blocks", "--groups"])
+def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name: str) -> None:
     args = (
         "compress model.pt --plan model.pt -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
-        "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi --groups 4 "
-        "--prune-inputs c --prune-inputs d* "
+        "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi "
+        f"--prune-inputs c --prune-inputs d* {name} 4 "
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment"
     )
     assert invoke(*args.split()).exit_code == 0
-    expected = {
-        **{"ratio": None, "data": "digits", "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
+    expected: dict[str, Any] = {
+        **{"ratio": None, "macs_ratio": None, "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
         **{"mean": (-0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "ignore": ("a*", "b"), "trust": ("mine",)},
         "prune_inputs": ("c", "d*"),
-        **{"estimator": "gmi", "groups": 4, "calibration_images": 64, "samples_per_class": 9},
+        **{"estimator": "gmi", "blocks": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},
-        **{"bench_batch": 3, "bench_seconds": 0.5, "seed": 11, "dry_run": True, "force": True},
-        **{"plan": Path("model.pt"), "augment": False},
+        **{"bench_batch": 3, "bench_seconds": 0.5, "seed": 11, "augment": False},
     }
-    assert {name: seen[name] for name in expected} == expected
+    assert seen["settings"].flat() == expected
+    assert (seen["data"], seen["plan"]) == ("digits", Path("model.pt"))
+    assert seen["dry_run"] and seen["force"]
+
+
+def test_the_papers_word_is_no_option_of_the_help(folder: Path) -> None:
+    assert "--blocks G" in invoke("--help").stdout and "--groups" not in invoke("--help").stdout
 
 
 # What is printed
@@ -241,24 +243,17 @@ def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Ca
     answer = BenchmarkResult(Latency(8.0, 9.0, None, 50), Latency(2.0, 3.0, None, 50), 4.0, "CPU")
     seen: list[Any] = []
 
-    def benchmark_files(a: Path, b: Path, **given: Any) -> BenchmarkResult:
-        seen[:] = [a, b, given]
+    def benchmark_files(a: Path, b: Path, how: Benchmark, **given: Any) -> BenchmarkResult:
+        seen[:] = [a, b, how, given]
         return answer
 
     stage(benchmark_files, "exporting.benchmarking", "benchmark_files")
     settings = "--provider cpu --batch 4 --seconds 2 --threads 3 --input-shape 1,8,8 --seed 5"
     result = invoke("bench", "model.pt", "./model.pt", *settings.split())
     assert (result.exit_code, result.stdout) == (0, f"{answer}\n")
-    assert callable(seen[2].pop("progress"))
-    expected = {
-        "device": "cpu",
-        "batch": 4,
-        "seconds": 2.0,
-        "threads": 3,
-        "input_shape": (1, 8, 8),
-        "seed": 5,
-    }
-    assert seen == [Path("model.pt"), Path("model.pt"), expected | {"input_shape": (1, 8, 8)}]
+    assert callable(seen[3].pop("progress"))
+    how = Benchmark(provider="cpu", batch=4, seconds=2.0, threads=3)
+    assert seen == [Path("model.pt"), Path("model.pt"), how, {"input_shape": (1, 8, 8), "seed": 5}]
 
     read = json.loads(invoke("bench", "model.pt", "model.pt", "--json").stdout)
     rest = {"p99": None, "runs": 50}
@@ -282,22 +277,14 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
 
     stage(inspect_model, "inspecting", "inspect_model")
     assert invoke("inspect", "model.pt").exit_code == 0
-    defaults = {
-        "arch": None,
-        "input_shape": None,
-        "ignore": (),
-        "prune_inputs": (),
-        "trust": (),
-        "upper_limit": 0.95,
-        "round_to": 8,
-    }
-    assert seen == [Path("model.pt"), defaults]
+    assert seen == [Path("model.pt"), {"settings": Settings()}]
 
     settings = "--arch a --input-shape 3,8,8 --ignore x* --ignore y --trust t --upper-limit .9 --round-to 4"
     settings += " --prune-inputs z"
     result = invoke("inspect", "model.pt", *settings.split())
-    given = {"arch": "a", "input_shape": (3, 8, 8), "ignore": ("x*", "y"), "trust": ("t",)}
-    assert seen[1] == given | {"upper_limit": 0.9, "round_to": 4, "prune_inputs": ("z",)}
+    given: dict[str, Any] = {"arch": "a", "input_shape": (3, 8, 8), "ignore": ("x*", "y"), "trust": ("t",)}
+    given |= {"upper_limit": 0.9, "round_to": 4, "prune_inputs": ("z",)}
+    assert seen[1] == {"settings": Settings.of(**given)}
     assert (result.exit_code, result.stdout) == (0, str(answer))
     assert result.stderr.splitlines() == ["load PyTorch ...", "analyse ...", "a builder that prints"]
 
@@ -425,13 +412,13 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     lines = result.stdout.splitlines()
     sections = [line.rstrip(":") for line in lines if line.endswith(":") and line[0] != " "]
     assert sections == [
-        *("Pruning", "Model", "Data", "Scoring", "Repair and fine-tuning", "Device and benchmark", "Output"),
+        *("Pruning", "Model", "Data", "Scoring", "Repair and fine-tuning", "Running", "Output"),
         *("Other", "Other commands"),
     ]
     assert result.stdout.startswith("Usage: mint-compress [compress] MODEL --ratio R -o OUT.onnx [options]")
     names = (
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
-        "samples-per-class groups upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
+        "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
         "trust version"
     )

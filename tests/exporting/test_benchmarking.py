@@ -11,6 +11,7 @@ import pytest
 from mint_compress.errors import MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, Latency, benchmark, benchmark_files, latency
 from mint_compress.exporting.protocol import Array, InputSpec
+from mint_compress.settings import Benchmark
 
 
 class Recorder:
@@ -126,7 +127,7 @@ def test_result_prints_itself() -> None:
 def test_a_smaller_file_is_faster(tmp_path: Path) -> None:
     large = write_linear(tmp_path / "large.onnx", 256, 4096)
     small = write_linear(tmp_path / "small.onnx", 256, 64)
-    result = benchmark_files(large, small, device="cpu", batch=8, seconds=0.3)
+    result = benchmark_files(large, small, Benchmark(provider="cpu", batch=8, seconds=0.3))
     assert result.provider == "CPUExecutionProvider"
     assert result.speedup > 2
 
@@ -134,10 +135,10 @@ def test_a_smaller_file_is_faster(tmp_path: Path) -> None:
 def test_open_shapes_come_from_the_caller(tmp_path: Path) -> None:
     path = write_linear(tmp_path / "open.onnx", 8, 4, ["batch", "length", 8])
     with pytest.raises(MintError, match=r"x float32\[\?,\?,8\] open. Give --input-shape"):
-        benchmark_files(path, path, device="cpu", seconds=0.0)
+        benchmark_files(path, path, Benchmark(provider="cpu", seconds=1e-9))
     with pytest.raises(MintError, match=r"Input shape \(3, 9\) does not fit x float32\[\?,\?,8\]"):
-        benchmark_files(path, path, device="cpu", seconds=0.0, input_shape=(3, 9))
-    result = benchmark_files(path, path, device="cpu", seconds=0.0, input_shape=(3, 8))
+        benchmark_files(path, path, Benchmark(provider="cpu", seconds=1e-9), input_shape=(3, 9))
+    result = benchmark_files(path, path, Benchmark(provider="cpu", seconds=1e-9), input_shape=(3, 8))
     assert result.original.runs == 3
 
 
@@ -145,8 +146,8 @@ def test_files_that_cannot_be_compared(tmp_path: Path) -> None:
     wide = write_linear(tmp_path / "wide.onnx", 8, 4)
     narrow = write_linear(tmp_path / "narrow.onnx", 6, 4)
     with pytest.raises(MintError, match=r"takes x float32\[\?,8\].*takes x float32\[\?,6\].*not comparable"):
-        benchmark_files(wide, narrow, device="cpu", seconds=0.0)
+        benchmark_files(wide, narrow, Benchmark(provider="cpu", seconds=1e-9))
     fixed = write_linear(tmp_path / "fixed.onnx", 8, 4, [4, 8])
     with pytest.raises(MintError, match="fixed batch of 4; 1 was asked for"):
-        benchmark_files(fixed, fixed, device="cpu", seconds=0.0)
-    assert benchmark_files(fixed, fixed, device="cpu", batch=4, seconds=0.0).original.runs == 3
+        benchmark_files(fixed, fixed, Benchmark(provider="cpu", seconds=1e-9))
+    assert benchmark_files(fixed, fixed, Benchmark(provider="cpu", batch=4, seconds=1e-9)).original.runs == 3

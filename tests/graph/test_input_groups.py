@@ -19,11 +19,12 @@ from mint_compress.graph.finding import find_groups
 from mint_compress.graph.input_groups import inputs_read, unselectable
 from mint_compress.inspecting import inspect_model
 from mint_compress.nn.input_selection import Selecting
-from mint_compress.planning.search import Budget, make_plan
+from mint_compress.planning.search import make_plan
 from mint_compress.planning.search import plan as choose
 from mint_compress.repair.compensation import compensate_
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score
+from mint_compress.settings import Budget
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.zoo import BUILDERS

@@ -19,6 +19,7 @@ from mint_compress.nn.copying import copied
 from mint_compress.planning.search import make_plan, most_removed
 from mint_compress.repair.adjacency import trace
 from mint_compress.reporting import Report
+from mint_compress.settings import Budget
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 SHAPE = (3, 8, 8)
@@ -302,7 +303,9 @@ def test_random_outputs_are_named_as_such() -> None:
 def test_a_narrow_layer_beside_others_keeps_a_channel(limit: float) -> None:
     """Two layers side by side share their positions with a wide one."""
     model = build("concat_onto_stream")
-    plan = most_removed(find_groups(model, images("concat_onto_stream")[:1]), round_to=1, upper_limit=limit)
+    plan = most_removed(
+        find_groups(model, images("concat_onto_stream")[:1]), Budget(round_to=1, upper_limit=limit)
+    )
     assert plan is not None
     pruned = prune_(copy.deepcopy(model), plan)
     assert min(pruned.left.out_channels, pruned.right.out_channels) >= 1  # type: ignore[union-attr, type-var]

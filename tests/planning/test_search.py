@@ -20,8 +20,9 @@ from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.nn.counting import layer_macs, parameters
 from mint_compress.nn.layers import CONVOLUTIONS
-from mint_compress.planning.search import Budget, make_plan, plan
+from mint_compress.planning.search import make_plan, plan
 from mint_compress.scoring.scores import ChannelScores, block_of
+from mint_compress.settings import Budget
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -186,7 +187,7 @@ def test_real_networks(real: tuple[nn.Module, list[ChannelGroup]], ratio: float,
 @pytest.mark.parametrize("cost", ["params", "macs"])
 def test_a_budget_of_macs(real: tuple[nn.Module, list[ChannelGroup]], ratio: float, cost: Any) -> None:
     model, groups = real
-    chosen = plan(groups, scores(groups), Budget(macs=ratio, round_to=1, cost=cost))
+    chosen = plan(groups, scores(groups), Budget(macs_ratio=ratio, round_to=1, cost=cost))
     pruned = prune_(copy.deepcopy(model), chosen)
     before, after = (sum(layer_macs(m, (IMAGE,)).values()) for m in (model, pruned))
     assert chosen.macs == (before, after)
@@ -210,14 +211,14 @@ def test_parameters_and_macs_at_once(real: tuple[nn.Module, list[ChannelGroup]],
     by_macs = shares(plan(groups, given, Budget(0.5, round_to=1, cost="macs")))
     wanted = (alone[1] + by_macs[1]) / 2
     assert alone[1] < wanted < by_macs[1]
-    chosen = plan(groups, given, Budget(0.5, macs=wanted, round_to=1, cost=cost))
+    chosen = plan(groups, given, Budget(0.5, macs_ratio=wanted, round_to=1, cost=cost))
     singles = [make_plan(groups, {g.name: np.arange(g.width) < 1}, asked=None) for g in groups if g.prunable]
     steps = (max(step) for step in zip(*map(shares, singles), strict=True))
     for found, asked, step in zip(shares(chosen), (0.5, wanted), steps, strict=True):
         assert asked <= found < asked + step  # no further than the largest single position
     assert (chosen.asked, chosen.asked_macs) == (0.5, wanted)
     assert PruningPlan.from_json(chosen.to_json()) == chosen
-    assert plan(groups, given, Budget(0.5, macs=wanted, round_to=1, cost=cost)) == chosen
+    assert plan(groups, given, Budget(0.5, macs_ratio=wanted, round_to=1, cost=cost)) == chosen
 
 
 def test_a_share_of_macs_that_goes_anyway_changes_nothing(
@@ -226,7 +227,7 @@ def test_a_share_of_macs_that_goes_anyway_changes_nothing(
     _, groups = real
     given = scores(groups)
     alone = plan(groups, given, Budget(0.5))
-    with_macs = plan(groups, given, Budget(0.5, macs=shares(alone)[1] - 1e-6))
+    with_macs = plan(groups, given, Budget(0.5, macs_ratio=shares(alone)[1] - 1e-6))
     assert with_macs.cuts == alone.cuts
 
 
@@ -235,17 +236,17 @@ def test_more_macs_than_the_parameters_bring_take_more_parameters(
 ) -> None:
     _, groups = real
     given = scores(groups)
-    chosen = plan(groups, given, Budget(0.2, macs=0.8, round_to=1))
-    assert chosen.cuts == plan(groups, given, Budget(macs=0.8, round_to=1, cost="macs")).cuts
+    chosen = plan(groups, given, Budget(0.2, macs_ratio=0.8, round_to=1))
+    assert chosen.cuts == plan(groups, given, Budget(macs_ratio=0.8, round_to=1, cost="macs")).cuts
     assert shares(chosen)[0] > 0.2 and 0.8 <= shares(chosen)[1] < 0.81
 
 
 def test_unreachable_macs_are_named_as_such() -> None:
     groups = groups_of("chain")
     with pytest.raises(MintError, match=r"^99\.0% of the MACs cannot go: the most is ") as raised:
-        plan(groups, scores(groups), Budget(macs=0.99, upper_limit=0.5, round_to=1))
+        plan(groups, scores(groups), Budget(macs_ratio=0.99, upper_limit=0.5, round_to=1))
     most = float(str(raised.value).split("up to ")[1].split(",")[0])
-    before, after = plan(groups, scores(groups), Budget(macs=most, upper_limit=0.5, round_to=1)).macs
+    before, after = plan(groups, scores(groups), Budget(macs_ratio=most, upper_limit=0.5, round_to=1)).macs
     assert 1 - after / before >= most
 
 
@@ -388,21 +389,28 @@ def test_a_plan_deeper_than_json_reads_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"params": 0}, "ratio is 0;"),
-        ({"params": 1}, "ratio is 1;"),
-        ({"params": float("nan")}, "ratio is nan;"),
-        ({}, "A budget is a share of the parameters, of the MACs, or both. Give one."),
-        ({"params": 0.5, "macs": 0}, "ratio is 0;"),
-        ({"macs": 1.5}, "ratio is 1.5;"),
-        ({"params": 0.5, "upper_limit": 0}, "upper limit is 0;"),
-        ({"params": 0.5, "upper_limit": 1.1}, "upper limit is 1.1;"),
-        ({"params": 0.5, "round_to": 0}, "rounded to 0"),
-        ({"params": 0.5, "cost": "latency"}, "Unknown cost 'latency'. Choose from: params, macs, both."),
+        ({"ratio": 0}, "ratio must lie between 0 and 1, not 0"),
+        ({"ratio": 1}, "ratio must lie between 0 and 1, not 1"),
+        ({"ratio": float("nan")}, "ratio must lie between 0 and 1, not nan"),
+        ({"ratio": 0.5, "macs_ratio": 0}, "macs-ratio must lie between 0 and 1, not 0"),
+        ({"macs_ratio": 1.5}, "macs-ratio must lie between 0 and 1, not 1.5"),
+        ({"ratio": 0.5, "upper_limit": 0}, "upper-limit must lie between 0 and 1, not 0"),
+        ({"ratio": 0.5, "upper_limit": 1.1}, "upper-limit must lie between 0 and 1, not 1.1"),
+        ({"ratio": 0.5, "round_to": 0}, "round-to must be a whole number, at least 1, not 0"),
+        ({"ratio": 0.5, "cost": "latency"}, "Unknown cost 'latency'. Choose from: params, macs, both."),
     ],
 )
 def test_budgets_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MintError, match=message):
         Budget(**options)
+
+
+def test_a_plan_needs_a_share() -> None:
+    groups = groups_of("chain")
+    with pytest.raises(
+        MintError, match="A budget is a share of the parameters, of the MACs, or both. Give one"
+    ):
+        plan(groups, scores(groups), Budget(upper_limit=0.5))
 
 
 @pytest.mark.parametrize("values", [[1.0] * 5, [1.0, float("nan"), 1, 1, 1, 1]])

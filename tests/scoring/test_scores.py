@@ -14,9 +14,10 @@ from mint_compress.errors import MintError
 from mint_compress.estimators.elimination import eliminate, regression
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.planning.search import Budget, plan
+from mint_compress.planning.search import plan
 from mint_compress.scoring.calibration import Calibration, calibrate
 from mint_compress.scoring.scores import NOISE, RIDGE, ChannelScores, score
+from mint_compress.settings import Budget
 
 
 def scored(model: nn.Module, name: str, **options: int) -> ChannelScores:

@@ -1,0 +1,80 @@
+"""The images that calibration and repair look at: how many can be afforded, and which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.data.specs import Data, synthetic_images
+from mint_compress.errors import MintError
+from mint_compress.nn.contexts import evaluating, hooked
+from mint_compress.nn.io import Inputs, InputShape, count, is_single, run, to
+
+ACTIVATIONS = 4 * 2**30
+"""Bytes that calibration may keep alive; larger networks get fewer images by default."""
+LEAST_IMAGES = 8
+
+
+def one_sample(data: Data | None, shape: InputShape, *, seed: int) -> Inputs:
+    """One sample to trace with; a real one where there are several inputs, whose types may matter."""
+    if data is None or is_single(shape):
+        return torch.zeros(1, *shape)
+    return data.calibration(1, seed=seed)[0]
+
+
+def draw(
+    data: Data | None, example: Inputs, wanted: int, *, exact: bool, device: torch.device, seed: int
+) -> Inputs:
+    """Calibration images: class-balanced from the training split, or synthetic.
+
+    Parameters
+    ----------
+    data
+        None: synthetic images, in the shape of ``example``.
+    example
+        One sample.
+    wanted, exact
+        How many; unless ``exact``, fewer where there are fewer.
+
+    Returns
+    -------
+    Inputs
+        On ``device``.
+
+    Raises
+    ------
+    MintError
+        More than the training split has are asked for.
+    """
+    if data is None:
+        assert isinstance(example, Tensor)
+        return to(synthetic_images(wanted, example.shape[1:], seed=seed), device)
+    images, _ = data.calibration(wanted, seed=seed)
+    if exact and count(images) < wanted:
+        raise MintError(
+            f"{wanted} calibration images were asked for, but the training split has {count(images)}. "
+            "Ask for fewer."
+        )
+    return to(images, device)
+
+
+def affordable(model: nn.Module, example: Inputs, wanted: int) -> int:
+    """``wanted`` images, or as many as may be kept alive in two synchronised forward passes."""
+    return min(wanted, max(LEAST_IMAGES, ACTIVATIONS // _activation_bytes(model, example)))
+
+
+def _activation_bytes(model: nn.Module, example: Inputs) -> int:
+    """Roughly what one image keeps alive in two networks: three of the largest maps each."""
+    largest = 1
+
+    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel())
+
+    hooks = [m.register_forward_hook(see) for m in model.modules()]
+    with hooked(hooks), evaluating(model), torch.no_grad():
+        run(model, example)
+    return 2 * 3 * 4 * largest

@@ -1,0 +1,130 @@
+"""What can be refused before anything is loaded: files that are not there, outputs that are in the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mint_compress.errors import MintError
+from mint_compress.files import Outputs, check_file, outputs
+from mint_compress.settings import Settings, combinations
+
+
+def check_run(
+    model: object,
+    data: object,
+    settings: Settings,
+    *,
+    plan: object = None,
+    output: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+) -> Outputs | None:
+    """Refuse what is wrong whatever the network is; everything is read only, and no torch is needed.
+
+    Parameters are those of ``compress``. A ``model``, ``data`` or ``plan`` that is not a name (a module,
+    a Data, a PruningPlan) is not looked at.
+
+    Returns
+    -------
+    Outputs or None
+        The files that belong to the output, if there is one.
+
+    Raises
+    ------
+    MintError
+        For the first thing that cannot work: the value and the remedy in one line.
+    """
+    check_model(model)
+    shares = settings.budget.ratio, settings.budget.macs_ratio
+    if plan is None and shares == (None, None):
+        raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
+    if plan is not None and shares != (None, None):
+        raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
+    if settings.normalisation.mean is not None and data is None:
+        raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
+    _check_data(data)
+    if isinstance(plan, (str, os.PathLike)):
+        check_file("plan", os.fspath(plan))
+    if output is None:
+        return None
+    _check_output(Path(output), model, dry_run=dry_run, force=force)
+    return outputs(Path(output))
+
+
+def check_sweep(
+    model: object,
+    data: object,
+    settings: Settings,
+    grid: Mapping[str, Sequence[Any]],
+    output: str | os.PathLike[str] | None,
+) -> None:
+    """Refuse a grid with a value that cannot work, as :func:`check_run` does for one run.
+
+    Raises
+    ------
+    MintError
+        For the first one: the value and the remedy in one line.
+    """
+    path = None if output is None else Path(output)
+    if path is None or path.suffix != ".csv":
+        given = "" if path is None else f", not {path.name!r}"
+        raise MintError(f"A sweep writes a .csv file{given}. Give its name, for example -o sweep.csv.")
+    if not path.parent.is_dir():
+        raise MintError(f"The folder {path.parent} does not exist. Create it first.")
+    if data is None:
+        raise MintError("A sweep compares accuracies, and so needs --data.")
+    if not grid.get("ratio") and not grid.get("macs_ratio"):
+        raise MintError("No ratios given. Say which shares go, for example --ratio 0.5,0.75.")
+    for one in combinations(settings, grid):
+        check_run(model, data, one)
+
+
+def check_model(model: object) -> None:
+    """Refuse the path of a model at which there is no file.
+
+    Raises
+    ------
+    MintError
+        There is none, or it may not be read.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        check_file("model", os.fspath(model))
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, str) or data == "digits" or ":" in data:
+        return
+    try:
+        found = Path(data).exists()
+    except (OSError, ValueError):  # a name too long for the file system, or one with a null byte
+        found = False
+    if not found:
+        raise MintError(
+            f"No such data: {data!r}. Give digits, an .npz file, a folder of class folders, "
+            "cifar10:DIR or package.module:function."
+        )
+
+
+def _check_output(output: Path, model: object, *, dry_run: bool, force: bool) -> None:
+    if output.name.startswith("."):
+        raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
+    if not output.suffix or output.suffix == ".":
+        raise MintError(f"Output {str(output)!r} has no suffix. Name the format, as in {output.name}.onnx.")
+    if not output.parent.is_dir():
+        raise MintError(f"Output folder {str(output.parent)!r} does not exist. Create it first.")
+    if not os.access(output.parent, os.W_OK):
+        raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
+    files = outputs(output)
+    written = (files.plan,) if dry_run else (files.export, files.tensors, files.report)
+    for path in written:
+        if not os.path.lexists(path):
+            continue
+        if isinstance(model, (str, os.PathLike)) and path.exists() and path.samefile(model):
+            raise MintError(f"Output {str(path)!r} is the model itself. Choose another name for -o.")
+        if not force:
+            raise MintError(f"{str(path)!r} exists already. Replace it with --force, or choose another name.")
+        if path.is_dir():
+            raise MintError(f"{str(path)!r} is a folder. Choose another name for -o.")

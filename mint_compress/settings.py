@@ -45,13 +45,13 @@ def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Real) and fits(v) for v in value)
 
 
-SHARE = Rule(lambda v: isinstance(v, Real) and 0 < v < 1, "lie between 0 and 1")
-LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < v <= 1, "lie between 0 and 1")
-POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < v < math.inf, "be a positive number")
+SHARE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < 1, "lie between 0 and 1")
+LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < float(v) <= 1, "lie between 0 and 1")
+POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < math.inf, "be a positive number")
 COUNT = _whole(1)
 WHOLE = _whole(0)
 SHAPE = Rule(
-    lambda v: _numbers(v, lambda n: isinstance(n, Integral) and n > 0),
+    lambda v: _numbers(v, lambda n: isinstance(n, Integral) and int(n) > 0),
     "be positive whole numbers without the batch",
 )
 FINITE = Rule(lambda v: _numbers(v, math.isfinite), "be finite numbers")
@@ -154,6 +154,7 @@ def options_of(group: type[Group]) -> dict[str, Option]:
     return {name: o if o.name else replace(o, name=name) for name, o in found.items()}
 
 
+@dataclass(frozen=True)
 class Group:
     """Options that one stage looks at; each value is checked when the object is made."""
 
@@ -427,7 +428,8 @@ class Settings:
 
 def groups() -> dict[str, type[Group]]:
     """Field of :class:`Settings` -> its class."""
-    return {f.name: type(f.default) for f in fields(Settings)}
+    usual = Settings()
+    return {f.name: type(getattr(usual, f.name)) for f in fields(Settings)}
 
 
 def _places() -> Mapping[str, tuple[str, str]]:

@@ -6,17 +6,28 @@ and the README's table are made from the fields of these classes. Nothing here n
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from itertools import product
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from mint_compress.errors import MintError
+from mint_compress.options import (
+    COUNT,
+    FINITE,
+    LIMIT,
+    POSITIVE,
+    SCALES,
+    SHAPE,
+    SHARE,
+    WHOLE,
+    Group,
+    Option,
+    option,
+    options_of,
+)
 
 ESTIMATORS = ("gaussian", "gmi", "mint", "knn")
 """The built-in ones; packages may add others under the entry-point group of that name."""
@@ -27,145 +38,13 @@ SAMPLES_PER_CLASS = 250
 Cost = Literal["params", "macs", "both"]
 
 
-class Rule(NamedTuple):
-    """Which values of an option can work, as a test and in words: ``NAME must WORDS, not VALUE``."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def _whole(least: int) -> Rule:
-    def fits(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
-
-    return Rule(fits, f"be a whole number, at least {least}")
-
-
-def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Real) and fits(v) for v in value)
-
-
-SHARE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < 1, "lie between 0 and 1")
-LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < float(v) <= 1, "lie between 0 and 1")
-POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < math.inf, "be a positive number")
-COUNT = _whole(1)
-WHOLE = _whole(0)
-SHAPE = Rule(
-    lambda v: _numbers(v, lambda n: isinstance(n, Integral) and int(n) > 0),
-    "be positive whole numbers without the batch",
-)
-FINITE = Rule(lambda v: _numbers(v, math.isfinite), "be finite numbers")
-SCALES = Rule(lambda v: _numbers(v, lambda s: 0 < s < math.inf), "be positive numbers")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of the command and of the library.
-
-    Attributes
-    ----------
-    name
-        As an argument of the library; ``--flag`` of the command follows from it.
-    default
-        ``True`` makes the flag ``--no-NAME``, ``False`` makes it ``--NAME``.
-    help, remedy
-        What it means; what to do about a value that cannot work.
-    metavar
-        What stands for the value in the help; flags have none.
-    kind
-        What a word of the command line becomes.
-    several
-        ``commas``: one value of several parts; ``again``: the option may be repeated.
-    rule, choices
-        Which values can work.
-    default_text
-        What the help says of the default where it is no value.
-    alias
-        An older or another name, which the help does not list.
-    short
-        A second flag of one letter.
-    """
-
-    default: Any
-    help: str
-    metavar: str | None = None
-    kind: type = str
-    several: Literal["", "commas", "again"] = ""
-    rule: Rule | None = None
-    choices: tuple[str, ...] = ()
-    remedy: str = ""
-    default_text: str = ""
-    alias: str = ""
-    short: str = ""
-    name: str = ""
-
-    @property
-    def flag(self) -> str:
-        """``--upper-limit``, or ``--no-repair`` for what is on by default."""
-        return ("--no-" if self.default is True else "--") + self.name.replace("_", "-")
-
-    def check(self, value: Any) -> None:
-        """Refuse a value that cannot work.
-
-        Raises
-        ------
-        MintError
-            The name, the value and the remedy in one line.
-        """
-        spoken = self.name.replace("_", "-")
-        if value is None and self.default is None:
-            return
-        if self.rule is not None and not self.rule.holds(value):
-            raise MintError(f"{spoken} must {self.rule.words}, not {value!r}. {self.remedy}".rstrip())
-        if self.choices and not self._is_one_of(value, self.choices):
-            known = self.known()
-            if not self._is_one_of(value, known):
-                raise MintError(f"Unknown {spoken} {value!r}. Choose from: {', '.join(known)}.")
-
-    @staticmethod
-    def _is_one_of(value: Any, choices: Sequence[str]) -> bool:
-        """Whether it is a choice; ``cuda:N`` stands for any number."""
-        patterns = [re.escape(choice).replace(":N", r":\d+") for choice in choices]
-        return isinstance(value, str) and any(re.fullmatch(pattern, value) for pattern in patterns)
-
-    def known(self) -> tuple[str, ...]:
-        """The choices; for estimators those of installed packages too."""
-        # the entry points are read only when a name is not ours: they cost a walk over all packages
-        return estimator_names() if self.choices is ESTIMATORS else self.choices
-
-
-def estimator_names() -> tuple[str, ...]:
-    """The built-in estimators, then those of installed packages (entry points mint_compress.estimators)."""
+def added_estimators() -> tuple[str, ...]:
+    """Those of installed packages, by name (entry points mint_compress.estimators)."""
     from importlib.metadata import entry_points
 
+    # a walk over all packages
     added = {point.name for point in entry_points(group="mint_compress.estimators")}
-    return (*ESTIMATORS, *sorted(added - set(ESTIMATORS)))
-
-
-def option(default: Any, help: str, **rest: Any) -> Any:
-    """A field of a settings class, with what is to be said about it."""
-    kw_only = rest.pop("kw_only", True)
-    return field(default=default, kw_only=kw_only, metadata={"option": Option(default, help, **rest)})
-
-
-def options_of(group: type[Group]) -> dict[str, Option]:
-    """Field -> its option, in the order of the class."""
-    found = {f.name: f.metadata["option"] for f in fields(group)}
-    return {name: o if o.name else replace(o, name=name) for name, o in found.items()}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Options that one stage looks at; each value is checked when the object is made."""
-
-    def __post_init__(self) -> None:
-        for name, one in options_of(type(self)).items():
-            value = getattr(self, name)
-            if one.several and value is not None:
-                # lists are taken too, and a pattern alone; settings are compared and hashed
-                value = (value,) if isinstance(value, str) else tuple(value)
-                object.__setattr__(self, name, value)
-            one.check(value)
+    return tuple(sorted(added - set(ESTIMATORS)))
 
 
 @dataclass(frozen=True)
@@ -281,6 +160,7 @@ class Scoring(Group):
         f"{', '.join(ESTIMATORS)}, or one that a package adds.",
         metavar="NAME",
         choices=ESTIMATORS,
+        further=added_estimators,
     )
     calibration_images: int | None = option(
         None, "For scoring and repair.", metavar="N", kind=int, rule=COUNT,

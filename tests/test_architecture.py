@@ -24,7 +24,7 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # lower floor; inside a room the files may use one another.
 FLOORS = [
     {"errors", "progress"},
-    {"files"},
+    {"files", "options"},
     {"zoo", "settings", "reporting", "nn", "estimators"},
     {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},
@@ -166,7 +166,7 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
     assert not [(where, what) for where, what in top if what.split(".")[0] in HEAVY]
 
 
-LIGHT = {"__init__", "errors", "files", "progress", "settings", "reporting", "preflight", "cli"}
+LIGHT = {"__init__", "errors", "files", "progress", "options", "settings", "reporting", "preflight", "cli"}
 
 
 def test_what_the_command_needs_to_refuse_bad_input_is_light() -> None:

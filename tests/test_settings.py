@@ -6,19 +6,9 @@ import pytest
 
 from mint_compress.errors import MintError
 from mint_compress.files import outputs
+from mint_compress.options import Option, options_of
 from mint_compress.preflight import check_run, check_sweep
-from mint_compress.settings import (
-    GRID,
-    Benchmark,
-    Budget,
-    Option,
-    Scoring,
-    Settings,
-    combinations,
-    groups,
-    options_of,
-    sections,
-)
+from mint_compress.settings import GRID, Benchmark, Budget, Scoring, Settings, combinations, groups, sections
 
 
 @pytest.fixture

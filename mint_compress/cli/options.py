@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mint_compress.options import Option, options_of
 from mint_compress.settings import (
     DATA,
     GRID,
@@ -22,10 +23,8 @@ from mint_compress.settings import (
     Layers,
     Model,
     Normalisation,
-    Option,
     Repair,
     Scoring,
-    options_of,
     sections,
 )
 

@@ -31,29 +31,15 @@ def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 SHARE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < 1, "lie between 0 and 1")
-
-
 LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < float(v) <= 1, "lie between 0 and 1")
-
-
 POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < math.inf, "be a positive number")
-
-
 COUNT = _whole(1)
-
-
 WHOLE = _whole(0)
-
-
 SHAPE = Rule(
     lambda v: _numbers(v, lambda n: isinstance(n, Integral) and int(n) > 0),
     "be positive whole numbers without the batch",
 )
-
-
 FINITE = Rule(lambda v: _numbers(v, math.isfinite), "be finite numbers")
-
-
 SCALES = Rule(lambda v: _numbers(v, lambda s: 0 < s < math.inf), "be positive numbers")
 
 
@@ -101,7 +87,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """``--upper-limit``, or ``--no-repair`` for what is on by default."""
+        """``--upper-limit``, or ``--no-compensate`` for what is on by default."""
         return ("--no-" if self.default is True else "--") + self.name.replace("_", "-")
 
     def check(self, value: Any) -> None:

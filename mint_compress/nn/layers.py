@@ -43,6 +43,11 @@ def in_channels(layer: Any) -> int:
     return int(layer.in_channels if isinstance(layer, CONVOLUTIONS) else layer.in_features)
 
 
+def matrix_columns(layer: nn.Module) -> int:
+    """Rows of inputs have so many columns: (channel, kernel position) of one channel group."""
+    return in_channels(layer) * taps(layer) // channel_groups(layer)
+
+
 def out_channels(layer: Any) -> int:
     """Output channels of a convolution or output features of a linear layer."""
     return int(layer.out_channels if isinstance(layer, CONVOLUTIONS) else layer.out_features)

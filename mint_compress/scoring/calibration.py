@@ -13,48 +13,12 @@ from torch import Tensor, nn
 from mint_compress.errors import MintError
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.im2col import input_rows, is_plain, output_positions, sample_positions, weight_matrix
-from mint_compress.nn.input_selection import selected
 from mint_compress.nn.io import count, forward, of_batch
-from mint_compress.nn.layers import channel_groups, in_channels, taps
-from mint_compress.nn.moments import MAX_COLUMNS, MomentSum, rows_wanted
 from mint_compress.progress import Progress
+from mint_compress.scoring.layer_moments import LayerMoments
+from mint_compress.scoring.layer_samples import LayerSamples
+from mint_compress.scoring.moment_forms import MomentsOfLayer, WatchedLayer
 from mint_compress.scoring.output_sensitivity import output_sensitivity
-from mint_compress.scoring.wide_layers import Shares, contribution_units
-
-LEAST_IMAGES = 1024
-"""Places that a layer is looked at, at least, when it is described by contributions."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerMoments:
-    """Second moments of what a consumer layer multiplies with its weights.
-
-    Attributes
-    ----------
-    form
-        ``patches``: columns are (channel, kernel position) of the input patches, and the layer is
-        exactly ``rows @ weight``. ``pixels``: columns are input channels (transposed or unusual
-        convolutions). ``contributions``: columns are the units' shares of the output, which sum to it
-        (layers too wide for patches).
-    covariance
-        ``(groups, columns, columns)`` float64, centred.
-    mean
-        ``(groups, columns)`` float64.
-    weight
-        ``(groups, columns, outputs)`` float64: rows times weight is what the layer gives, bias apart.
-    column_units
-        ``(groups, columns)`` int64: the unit each column belongs to, -1 for what stays.
-    rows
-        Number of rows accumulated.
-    """
-
-    form: str
-    covariance: Tensor = field(repr=False)
-    mean: Tensor = field(repr=False)
-    weight: Tensor = field(repr=False)
-    column_units: Tensor = field(repr=False)
-    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +85,8 @@ def calibrate(
         Draws the pixels that are kept where an image has more than are needed, and directions of outputs.
     moments, samples
         What to collect.
+    progress
+        Called after each batch.
 
     Returns
     -------
@@ -136,123 +102,66 @@ def calibrate(
     if not images:
         raise MintError("Calibration needs at least one batch of images; none was given.")
     modules = dict(model.named_modules())
-    units = consumer_units(groups)
-    watchers = {
-        name: _Watcher(modules[name], unit, images, seed, moments, samples) for name, unit in units.items()
-    }
-    hooks = watching({n: modules[n] for n in units}, lambda n, x, y: watchers[n].see(x, y))
-    with hooks, evaluating(model), torch.no_grad():
+    layers = {n: WatchedLayer(modules[n], unit, images, seed) for n, unit in consumer_units(groups).items()}
+    observer = _Observer(
+        list(layers),
+        {n: MomentsOfLayer(layer) for n, layer in layers.items()} if moments else {},
+        {n: LayerSamples(layer.module) for n, layer in layers.items()} if samples else {},
+    )
+    with evaluating(model), torch.no_grad():
         for done, batch in enumerate(batches):
-            for watcher in watchers.values():
-                watcher.batch = count(of_batch(batch))
-            forward(model, batch)
+            with watching({n: layer.module for n, layer in layers.items()}, observer.of(batch)):
+                forward(model, batch)
             if progress:
                 progress("calibrate", done + 1, len(batches))
-    seen = {name: w for name, w in watchers.items() if w.calls}
-    for name, watcher in seen.items():
-        if not watcher.finite:
-            raise MintError(f"Layer {name} gives values that are not finite. Check the calibration images.")
+    called = observer.called()
     return Calibration(
-        {n: w.moments() for n, w in seen.items()} if moments else {},
-        {n: w.samples() for n, w in seen.items()} if samples else {},
+        {n: observer.moments[n].result() for n in called} if moments else {},
+        {n: observer.samples[n].result() for n in called} if samples else {},
         images,
         seed,
-        output_sensitivity(model, {n: modules[n] for n in seen}, batches, seed=seed) if moments else {},
+        output_sensitivity(model, {n: modules[n] for n in called}, batches, seed=seed) if moments else {},
     )
 
 
-class _Watcher:
-    """Accumulates one consumer layer."""
+@dataclass(frozen=True, eq=False)
+class _Observer:
+    """What is collected of each layer, by name.
 
-    def __init__(self, layer: nn.Module, units: Tensor, images: int, seed: int, moments: bool, samples: bool):
-        self.layer, self.units, self.images = layer, units, images
-        self.generator = torch.Generator().manual_seed(seed)
-        self.collect_moments, self.collect_samples = moments, samples
-        self.form = ""
-        self.calls = 0
-        self.finite = True
-        self.batch = 0
-        self.sum = MomentSum()
-        self.shares = Shares(layer, units)
-        self.pairs: list[tuple[Tensor, Tensor]] = []
-
-    def see(self, inputs: Tensor, output: Tensor) -> None:
-        self.calls += 1
-        self.finite = self.finite and bool(output.isfinite().all())
-        if self.collect_samples:
-            given = selected(self.layer, inputs)
-            means = (_spatial_mean(self.layer, tensor, self.batch) for tensor in (given, output))
-            self.pairs.append((next(means), next(means)))
-        if self.collect_moments:
-            self.form = self.form or self._choose_form(inputs, output)
-            for rows in self._rows(inputs, output):
-                self.sum.add(rows)
-
-    def _choose_form(self, inputs: Tensor, output: Tensor) -> str:
-        if not is_plain(self.layer, inputs, output):
-            return "pixels"
-        columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
-        return "patches" if columns <= MAX_COLUMNS else "contributions"
-
-    def _rows(self, inputs: Tensor, output: Tensor) -> Iterator[Tensor]:
-        if self.form == "pixels":
-            yield self._pixel_rows(selected(self.layer, inputs))
-            return
-        columns = in_channels(self.layer) * taps(self.layer) // channel_groups(self.layer)
-        wanted = rows_wanted(columns, self.images)
-        if self.form == "contributions":
-            wanted = -(-LEAST_IMAGES // self.images)  # every output is a row of its own
-        positions = sample_positions(output_positions(self.layer, output), wanted, self.generator)
-        rows = input_rows(self.layer, inputs, output, positions)
-        if self.form == "patches":
-            yield rows
-        else:
-            yield from self.shares.of(rows)
-
-    def _pixel_rows(self, inputs: Tensor) -> Tensor:
-        groups = channel_groups(self.layer)
-        if isinstance(self.layer, nn.Linear):
-            pixels = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).transpose(1, 2)
-        else:
-            pixels = inputs.flatten(2)
-        positions = sample_positions(
-            pixels.shape[2], rows_wanted(pixels.shape[1] // groups, self.images), self.generator
-        ).to(inputs.device)
-        picked = pixels.index_select(2, positions).reshape(inputs.shape[0], groups, -1, len(positions))
-        return picked.permute(1, 0, 3, 2).reshape(groups, -1, picked.shape[2])
-
-    def moments(self) -> LayerMoments:
-        mean, covariance = self.sum.result()
-        groups = channel_groups(self.layer)
-        weight, units = weight_matrix(self.layer), self.units.reshape(groups, -1)
-        if self.form == "contributions":
-            covariance = self.shares.within(mean, covariance)
-            units = contribution_units(self.units)[None]
-            weight = torch.ones(1, units.shape[1], 1)
-        elif self.form == "patches":
-            units = units.repeat_interleave(taps(self.layer), dim=1)
-        elif not getattr(self.layer, "transposed", False):
-            # every kernel position is an output of its own: correlations between pixels are left out
-            weight = weight.reshape(groups, units.shape[1], -1)
-        return LayerMoments(
-            self.form, covariance, mean, weight.to(covariance), units.to(covariance.device), self.sum.rows
-        )
-
-    def samples(self) -> tuple[Tensor, Tensor]:
-        return torch.cat([x for x, _ in self.pairs]), torch.cat([y for _, y in self.pairs])
-
-
-def _spatial_mean(layer: nn.Module, tensor: Tensor, images: int) -> Tensor:
-    """One value a channel and image: the mean over space, or over tokens for a linear layer.
-
-    Over the windows as well where a network cuts images into such, one after the other along the batch.
+    Attributes
+    ----------
+    names
+        Of all layers.
+    moments, samples
+        Of the layers of which they are wanted.
+    finite
+        Layers called so far -> whether all that they gave was finite.
     """
-    means = _means(layer, tensor)
-    windows = len(means) // images if images and len(means) % images == 0 else 1
-    return means.reshape(-1, windows, means.shape[1]).mean(1)
 
+    names: Sequence[str]
+    moments: Mapping[str, MomentsOfLayer]
+    samples: Mapping[str, LayerSamples]
+    finite: dict[str, bool] = field(default_factory=dict)
 
-def _means(layer: nn.Module, tensor: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).mean(1)
-    return tensor.flatten(2).mean(2)
+    def of(self, batch: Any) -> Callable[[str, Tensor, Tensor], None]:
+        """What sees a layer's input and output while the network runs on the batch."""
+        images = count(of_batch(batch))
+
+        def see(name: str, inputs: Tensor, output: Tensor) -> None:
+            self.finite[name] = self.finite.get(name, True) and bool(output.isfinite().all())
+            if name in self.samples:
+                self.samples[name].add(inputs, output, images)
+            if name in self.moments:
+                self.moments[name].add(inputs, output)
+
+        return see
+
+    def called(self) -> list[str]:
+        """The layers that the network called, which must all have given finite values."""
+        called = [name for name in self.names if name in self.finite]
+        for name in called:
+            if not self.finite[name]:
+                raise MintError(
+                    f"Layer {name} gives values that are not finite. Check the calibration images."
+                )
+        return called

@@ -15,7 +15,8 @@ from mint_compress.estimators import find_estimator
 from mint_compress.estimators.elimination import Regression, eliminate, information, regression
 from mint_compress.graph.groups import ChannelGroup, unit_offsets
 from mint_compress.progress import Progress
-from mint_compress.scoring.calibration import Calibration, LayerMoments
+from mint_compress.scoring.calibration import Calibration
+from mint_compress.scoring.layer_moments import LayerMoments
 
 log = logging.getLogger(__name__)
 

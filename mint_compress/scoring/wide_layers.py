@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
-from mint_compress.nn.im2col import weight_matrix
+from mint_compress.nn.im2col import input_rows, output_positions, sample_positions, weight_matrix
 from mint_compress.nn.layers import taps
+from mint_compress.nn.moments import MomentSum
+from mint_compress.scoring.layer_moments import LayerMoments
+
+LEAST_PLACES = 1024
+"""Places that a layer is looked at, at least: every output there is a row of its own."""
+
+ROWS_AT_ONCE = 8
+"""Input rows whose contributions are in memory at once: each becomes outputs times units numbers."""
 
 
 def contribution_units(units: Tensor) -> Tensor:
@@ -37,32 +43,70 @@ def contribution_rows(layer: nn.Module, rows: Tensor, units: Tensor) -> Tensor:
     return shares.reshape(1, -1, len(columns))
 
 
-class Shares:
-    """Rows of contributions, and their covariance within each output.
+class ContributionMoments:
+    """Moments of the units' contributions, their covariance within each output.
 
     All outputs go into one matrix. Each has a mean of its own, which a bias takes up: counted as if they
     had one in common, a constant input would seem to say something, by the weights it is multiplied with.
+
+    Parameters
+    ----------
+    layer
+        A layer that is plain (see :func:`is_plain`) and has one channel group.
+    units
+        ``(C_in,)`` unit of each input channel; -1 for channels that stay.
+    images
+        Images in all batches.
+    generator
+        Draws the places.
     """
 
-    def __init__(self, layer: nn.Module, units: Tensor) -> None:
-        self.layer, self.units = layer, units
-        self.shift: Tensor | None = None
-        self.sum: Tensor | None = None
-        self.rows = 0
+    def __init__(self, layer: nn.Module, units: Tensor, images: int, generator: torch.Generator) -> None:
+        self._layer, self._units, self._generator = layer, units, generator
+        self._places = -(-LEAST_PLACES // images)
+        self._contributions = MomentSum()
+        self._inputs = _ShiftedSum()
 
-    def of(self, rows: Tensor) -> Iterator[Tensor]:
-        """What ``(1, n, columns)`` input rows contribute, counted from the mean of the first of them."""
-        if self.shift is None or self.sum is None:
-            self.shift = rows.mean(1, keepdim=True)
-            self.sum = torch.zeros_like(self.shift, dtype=torch.float64)
-        rows = rows - self.shift
-        self.sum += rows.sum(1, keepdim=True)
-        self.rows += rows.shape[1]
-        for few in rows.split(8, dim=1):  # a row becomes outputs x units numbers
-            yield contribution_rows(self.layer, few, self.units)
+    def add(self, inputs: Tensor, output: Tensor) -> None:
+        """Take one call of the layer."""
+        places = output_positions(self._layer, output)
+        positions = sample_positions(places, self._places, self._generator)
+        rows = self._inputs.add(input_rows(self._layer, inputs, output, positions))
+        for few in rows.split(ROWS_AT_ONCE, dim=1):
+            self._contributions.add(contribution_rows(self._layer, few, self._units))
 
-    def within(self, mean: Tensor, covariance: Tensor) -> Tensor:
-        """The mean covariance within an output, from the mean and covariance of all rows."""
-        assert self.sum is not None
-        means = contribution_rows(self.layer, self.sum / self.rows, self.units)
-        return covariance + mean[:, :, None] * mean[:, None] - means.transpose(1, 2) @ means / means.shape[1]
+    def result(self) -> LayerMoments:
+        """The moments of all calls; a column's weight is 1."""
+        mean, covariance = self._contributions.result()
+        means = contribution_rows(self._layer, self._inputs.mean(), self._units)
+        covariance = covariance + mean[:, :, None] * mean[:, None] - _mean_product(means)
+        units = contribution_units(self._units)[None].to(covariance.device)
+        weight = torch.ones(1, units.shape[1], 1).to(covariance)
+        return LayerMoments("contributions", covariance, mean, weight, units, self._contributions.rows)
+
+
+class _ShiftedSum:
+    """The mean of rows, counted from the mean of the first of them, so that nothing cancels."""
+
+    def __init__(self) -> None:
+        self._shift: Tensor | None = None
+        self._sum: Tensor | float = 0.0
+        self._rows = 0
+
+    def add(self, rows: Tensor) -> Tensor:
+        """Take ``(1, n, columns)`` rows, and give them back shifted."""
+        if self._shift is None:
+            self._shift = rows.mean(1, keepdim=True)
+        rows = rows - self._shift
+        self._sum = self._sum + rows.sum(1, keepdim=True).double()
+        self._rows += rows.shape[1]
+        return rows
+
+    def mean(self) -> Tensor:
+        """``(1, 1, columns)`` float64 of the shifted rows."""
+        assert isinstance(self._sum, Tensor)
+        return self._sum / self._rows
+
+
+def _mean_product(rows: Tensor) -> Tensor:
+    return rows.transpose(1, 2) @ rows / rows.shape[1]

@@ -103,7 +103,7 @@ def test_contributions_sum_to_the_output() -> None:
 
 
 def test_a_wide_layer_is_described_by_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_compress.scoring.calibration.MAX_COLUMNS", 20)
+    monkeypatch.setattr("mint_compress.scoring.moment_forms.MAX_COLUMNS", 20)
     model, x = build("flatten"), images("flatten", 9)
     groups = find_groups(model, x[:1])
     moments = calibrate(model, groups, [x]).moments["fc1"]

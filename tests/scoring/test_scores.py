@@ -217,7 +217,7 @@ def test_a_constant_channel_goes_first_however_wide_its_reader(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bias takes it up, whatever the weights it is multiplied with."""
-    monkeypatch.setattr("mint_compress.scoring.calibration.MAX_COLUMNS", columns)
+    monkeypatch.setattr("mint_compress.scoring.moment_forms.MAX_COLUMNS", columns)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     with torch.no_grad():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mint_compress.errors import first_line
+from mint_compress.errors import ForeignError, first_line, foreign, our_own
 from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
 from mint_compress.nn.devices import device_of
-from mint_compress.nn.io import count, of_batch, run, split, tensors_in, to
+from mint_compress.nn.io import Inputs, count, of_batch, run, split, tensors_in, to
 
 log = logging.getLogger(__name__)
 
@@ -50,48 +50,67 @@ def output_sensitivity(
         layer that no derivative reaches, where the forward pass detaches or leaves PyTorch, is not in it;
         no layer is where the backward pass fails.
     """
-    try:
-        return _sensitivity(model, layers, batches, torch.Generator().manual_seed(seed))
-    except RuntimeError as error:  # an operation without a derivative, or too little memory for one
-        log.warning("Outputs are scored alike, since the backward pass fails: %s", first_line(error))
-        return {}
-
-
-def _sensitivity(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], generator: torch.Generator
-) -> dict[str, Tensor]:
+    signs = torch.Generator().manual_seed(seed)
     total: dict[str, Tensor] = {}
-    edges: dict[str, list[GradientEdge]] = {}
+    images = 0
+    for few in _few_at_once(batches):
+        try:
+            slopes = _slopes(model, layers, few, signs)
+        except ForeignError as error:  # an operation without a derivative, or too little memory for one
+            reason = first_line(error.__cause__ or error)
+            log.warning("Outputs are scored alike, since the backward pass fails: %s", reason)
+            return {}
+        if slopes is None:
+            return {}
+        for name, slope in slopes:
+            total[name] = total.get(name, 0.0) + _per_channel(layers[name], slope.double().square())
+        images += count(few)
+    return {name: sums / images for name, sums in total.items() if bool(sums.isfinite().all())}
 
-    def remember(name: str) -> Any:
+
+def _few_at_once(batches: Sequence[Any]) -> Iterator[Inputs]:
+    """The first images, in parts that go through one backward pass each."""
+    seen = 0
+    for batch in batches:
+        for few, _ in split(of_batch(batch), AT_ONCE):
+            if seen >= IMAGES:
+                return
+            yield few
+            seen += count(few)
+
+
+def _slopes(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs, signs: torch.Generator
+) -> list[tuple[str, Tensor]] | None:
+    """Each layer's derivatives, call by call, of the outputs with random signs; None where there are none.
+
+    Raises
+    ------
+    ForeignError
+        The network's forward or backward pass fails.
+    """
+    calls: list[tuple[str, GradientEdge]] = []
+
+    def keep_edge(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            # the edge, not the tensor: an activation may work in place
-            if output.requires_grad:
-                edges.setdefault(name, []).append(get_gradient_edge(output))
+            with our_own():
+                # the edge, not the tensor: an activation may work in place
+                if output.requires_grad:
+                    calls.append((name, get_gradient_edge(output)))
 
         return hook
 
-    seen = 0
-    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(keep_edge(name)) for name, layer in layers.items()]
     with hooked(hooks), evaluating(model), requiring_gradients(model), torch.enable_grad():
-        for batch in batches:
-            for few, _ in split(to(of_batch(batch), device_of(model)), AT_ONCE):
-                edges.clear()
-                projection = _projected(run(model, few), generator)
-                if projection is None or not edges:
-                    return {}
-                calls = [(name, edge) for name, own in edges.items() for edge in own]
-                found = torch.autograd.grad(projection, [edge for _, edge in calls], allow_unused=True)
-                for (name, _), slope in zip(calls, found, strict=True):
-                    if slope is not None:
-                        squares = _per_channel(layers[name], slope.double().square())
-                        total[name] = total.get(name, 0.0) + squares
-                seen += count(few)
-                if seen >= IMAGES:
-                    break
-            if seen >= IMAGES:
-                break
-    return {name: sums / seen for name, sums in total.items() if bool(sums.isfinite().all())}
+        given = to(inputs, device_of(model))
+        with foreign("The network's forward pass"):
+            outputs = run(model, given)
+        projection = _projected(outputs, signs)
+        if projection is None or not calls:
+            return None
+        with foreign("The network's backward pass"):
+            found = torch.autograd.grad(projection, [edge for _, edge in calls], allow_unused=True)
+    return [(name, slope) for (name, _), slope in zip(calls, found, strict=True) if slope is not None]
 
 
 def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:

@@ -165,7 +165,7 @@ def test_held_out_outputs_come_closer(name: str) -> None:
     assert error() < 0.8 * unrepaired
 
 
-def test_only_starved_layers_when_asked() -> None:
+def test_only_layers_with_fewer_inputs_when_asked() -> None:
     x = images("chain", 32)
     model = build("chain")
     pruned, plan = removing(model, x, conv1=[0, 3])

@@ -1,4 +1,4 @@
-"""Passes that halt together give what separate passes give, and leave nothing behind."""
+"""Synchronised passes give what separate passes give, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from networks import build, images
 from torch import Tensor, nn
 
-from mint_compress.repair.lockstep import Point, lockstep
+from mint_compress.repair.synchronised_passes import synchronised_passes
+from mint_compress.repair.tensor_location import TensorLocation
 
 
 def hooks(model: nn.Module) -> int:
@@ -43,22 +44,26 @@ def test_equals_separate_passes(after: bool) -> None:
     wanted = [seen_separately(model, layers, b) for b in batches()]
     order = list(wanted[0])
     threads = threading.active_count()
-    with lockstep(model, layers, batches(), after=after) as passes:
+    with synchronised_passes(model, layers, batches(), after=after) as passes:
         for name in order:
             assert [p.advance() for p in passes] == [name] * 3
             for one, seen in zip(passes, wanted, strict=True):
-                assert one.at == name and one.inputs is not None and torch.equal(one.inputs, seen[name][0])
+                assert (
+                    one.paused_at == name
+                    and one.inputs is not None
+                    and torch.equal(one.inputs, seen[name][0])
+                )
                 if after:
-                    assert one.output is not None and torch.equal(one.output, seen[name][1])
+                    assert torch.equal(one.made(), seen[name][1])
         assert [p.advance() for p in passes] == [None] * 3
         assert [p.advance() for p in passes] == [None] * 3  # and it stays so
     assert threading.active_count() == threads and hooks(model) == 0
 
 
-def test_a_change_at_a_halt_is_seen_further_on() -> None:
+def test_a_change_during_a_pause_is_seen_further_on() -> None:
     model = build("chain")
     layers = {"conv2": model.get_submodule("conv2"), "fc": model.get_submodule("fc")}
-    with lockstep(model, layers, [images("chain")], after=False) as (one,):
+    with synchronised_passes(model, layers, [images("chain")], after=False) as (one,):
         one.advance()
         assert isinstance(layers["conv2"], nn.Conv2d) and layers["conv2"].bias is not None
         nn.init.zeros_(layers["conv2"].weight)
@@ -68,25 +73,25 @@ def test_a_change_at_a_halt_is_seen_further_on() -> None:
         torch.testing.assert_close(one.inputs, torch.full((2, 5), 2.0))
 
 
-def test_remembers_what_flows_through_points() -> None:
+def test_records_what_flows_through_points() -> None:
     model = build("residual")
     layers = {"b.conv2": model.get_submodule("b.conv2")}
     points = {
-        "x": Point(model.get_submodule("b.conv1"), "input"),
-        "y": Point(model.get_submodule("a.bn1"), "output"),
+        "x": TensorLocation("b.conv1", "input"),
+        "y": TensorLocation("a.bn1", "output"),
     }
     wanted = seen_separately(model, {n: model.get_submodule(n) for n in ("b.conv1", "a.bn1")}, batches()[0])
-    with lockstep(model, layers, batches()[:1], after=False, remember=points) as (one,):
+    with synchronised_passes(model, layers, batches()[:1], after=False, record=points) as (one,):
         one.advance()
-        assert torch.equal(one.remembered["x"], wanted["b.conv1"][0])
-        assert torch.equal(one.remembered["y"], wanted["a.bn1"][1])
+        assert torch.equal(one.recorded["x"], wanted["b.conv1"][0])
+        assert torch.equal(one.recorded["y"], wanted["a.bn1"][1])
     assert hooks(model) == 0
 
 
-def test_a_layer_called_twice_halts_twice() -> None:
+def test_a_layer_called_twice_pauses_twice() -> None:
     model = build("called_twice")
     layers = {"shared": model.get_submodule("shared")}
-    with lockstep(model, layers, [images("called_twice")], after=True) as (one,):
+    with synchronised_passes(model, layers, [images("called_twice")], after=True) as (one,):
         assert [one.advance() for _ in range(3)] == ["shared", "shared", None]
 
 
@@ -106,7 +111,9 @@ def test_an_exception_in_forward_comes_out_and_leaves_no_thread() -> None:
     threads = threading.active_count()
     with (
         pytest.raises(ZeroDivisionError, match="in forward"),
-        lockstep(model, {"first": model.first}, [torch.zeros(1, 3), torch.zeros(2, 3)], after=True) as passes,
+        synchronised_passes(
+            model, {"first": model.first}, [torch.zeros(1, 3), torch.zeros(2, 3)], after=True
+        ) as passes,
     ):
         for one in passes:
             one.advance()
@@ -117,11 +124,11 @@ def test_leaving_early_leaves_no_thread_and_no_hook() -> None:
     model = build("residual")
     layers = {n: model.get_submodule(n) for n in ("a.conv1", "fc")}
     threads = threading.active_count()
-    with lockstep(model, layers, batches(), after=False) as passes:
-        passes[0].advance()  # one halts, two have not begun
+    with synchronised_passes(model, layers, batches(), after=False) as passes:
+        passes[0].advance()  # one has paused, two have not begun
         assert threading.active_count() == threads + 3
     assert threading.active_count() == threads and hooks(model) == 0
-    with pytest.raises(KeyError), lockstep(model, layers, batches(), after=False) as passes:
+    with pytest.raises(KeyError), synchronised_passes(model, layers, batches(), after=False) as passes:
         passes[1].advance()
         raise KeyError
     assert threading.active_count() == threads and hooks(model) == 0
@@ -129,7 +136,9 @@ def test_leaving_early_leaves_no_thread_and_no_hook() -> None:
 
 def test_passes_keep_no_graph() -> None:
     model = build("chain")
-    with lockstep(model, {"fc": model.get_submodule("fc")}, [images("chain")], after=True) as (one,):
+    with synchronised_passes(model, {"fc": model.get_submodule("fc")}, [images("chain")], after=True) as (
+        one,
+    ):
         one.advance()
         assert one.output is not None and not one.output.requires_grad
 
@@ -138,13 +147,13 @@ def test_other_passes_may_go_through_the_network_meanwhile() -> None:
     model = build("chain")
     layers = {"conv2": model.get_submodule("conv2"), "fc": model.get_submodule("fc")}
     first, second = images("chain", 2, seed=0), images("chain", 3, seed=1)
-    points = {"fc": Point(layers["conv2"], "output")}
-    with lockstep(model, layers, [first], after=False, remember=points) as (outer,):
+    points = {"fc": TensorLocation("conv2", "output")}
+    with synchronised_passes(model, layers, [first], after=False, record=points) as (outer,):
         assert outer.advance() == "conv2"
         held = outer.inputs
-        with lockstep(model, {"fc": layers["fc"]}, [second], after=True) as (inner,):
+        with synchronised_passes(model, {"fc": layers["fc"]}, [second], after=True) as (inner,):
             assert inner.advance() == "fc" and inner.output is not None and len(inner.output) == 3
-            assert not inner.remembered  # that is the others' business
+            assert not inner.recorded  # that is the others' business
             assert inner.advance() is None
-        assert outer.at == "conv2" and outer.inputs is held
-        assert outer.advance() == "fc" and len(outer.remembered["fc"]) == 2
+        assert outer.paused_at == "conv2" and outer.inputs is held
+        assert outer.advance() == "fc" and len(outer.recorded["fc"]) == 2

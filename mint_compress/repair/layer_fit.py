@@ -1,0 +1,134 @@
+"""The refit of one layer: how much data it takes, the regression, and where its outcome is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.nn.im2col import (
+    input_rows,
+    output_positions,
+    output_rows,
+    sample_positions,
+    set_weight_matrix,
+    weight_matrix,
+)
+from mint_compress.nn.layers import matrix_columns
+from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
+from mint_compress.repair.layers_to_repair import LayerToRepair
+from mint_compress.repair.network_pair import BATCH_SIZE, NetworkPair, PassPair, advance_to
+from mint_compress.repair.ridge import RidgeFit
+from mint_compress.repair.targets import target
+
+LEAST_BATCHES = 4
+"""Batches that a layer which is called several times is refitted from, at least."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What the repair did to one layer.
+
+    Attributes
+    ----------
+    layer
+        Qualified name.
+    before, after
+        Share of the output variance that was missing on held-out images, without and with the refit.
+    ridge
+        The ridge chosen; None where no refit was better than leaving the layer as it was.
+    """
+
+    layer: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+def refit_(
+    layer: LayerToRepair,
+    pairs: Sequence[PassPair],
+    networks: NetworkPair,
+    generator: torch.Generator,
+) -> Repair:
+    """Refit a layer, in place, to what the original gives at all of its calls.
+
+    Parameters
+    ----------
+    layer
+        Of the pruned network.
+    pairs
+        Passes that have paused at its first call.
+    networks
+        Whose passes these are; for further ones, if the layer is called again.
+    generator
+        Draws the positions that are looked at.
+    """
+    places = output_positions(layer.module, pairs[0].original.made())
+    size = _sample_size(layer, places, networks)
+    intercept = layer.norm is not None or layer.module.bias is not None
+    fit = RidgeFit.of(matrix_columns(layer.module), rows=size.rows, intercept=intercept)
+    if layer.calls == 1:
+        _add(fit, layer, pairs, size, generator)
+    else:
+        # what later calls bring is known only after going through the network
+        fewer = replace(networks, batches=networks.batches[: size.batches])
+        with fewer.passes([layer.name], {}) as others:
+            for _ in range(layer.calls):
+                advance_to(layer.name, others)
+                _add(fit, layer, others, size, generator)
+    chosen = fit.choose(weight_matrix(layer.module))
+    set_weight_matrix(layer.module, chosen.weight)
+    if chosen.intercept is not None:
+        _write_intercept_(layer.module, layer.norm, chosen.intercept.flatten())
+    return Repair(layer.name, chosen.before, chosen.after, chosen.ridge)
+
+
+@dataclass(frozen=True)
+class _SampleSize:
+    """What a layer is fitted to: batches, positions of an image at a call, and rows in all, at most."""
+
+    batches: int
+    positions: int
+    rows: int
+
+
+def _sample_size(layer: LayerToRepair, places: int, networks: NetworkPair) -> _SampleSize:
+    """As many rows as the layer's columns need, where its output has so many places."""
+    columns = min(matrix_columns(layer.module), MAX_COLUMNS)
+    batches, images = len(networks.batches), networks.images
+    if layer.calls > 1:
+        # each further network-wide pass costs, and of a layer with many places few images say enough
+        enough = -(-rows_wanted(columns, places * layer.calls) // BATCH_SIZE)
+        batches = max(LEAST_BATCHES, enough)
+        images = min(images, batches * BATCH_SIZE)
+    positions = rows_wanted(columns, images * layer.calls)
+    return _SampleSize(batches, positions, min(positions, places) * images * layer.calls)
+
+
+def _add(
+    fit: RidgeFit,
+    layer: LayerToRepair,
+    pairs: Sequence[PassPair],
+    size: _SampleSize,
+    generator: torch.Generator,
+) -> None:
+    """Take what the passes have brought to the layer, and what it should make of it."""
+    for pair in pairs:
+        given, wanted = pair.pruned.given(), target(layer, pair)
+        places = output_positions(layer.module, wanted)
+        positions = sample_positions(places, size.positions, generator)
+        x = input_rows(layer.module, given, wanted, positions)
+        fit.add(x, output_rows(layer.module, wanted, positions), given.shape[0])
+
+
+def _write_intercept_(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:
+    bias = layer.bias
+    with torch.no_grad():
+        if bias is not None:
+            bias.copy_(intercept)  # type: ignore[operator]
+        elif norm is not None:
+            # BatchNorm subtracts its running mean, so that is where a constant can go
+            norm.running_mean.sub_(intercept.to(norm.running_mean))  # type: ignore[union-attr, operator, arg-type]

@@ -1,0 +1,94 @@
+"""Which layers of a pruned network are refitted, and what is known of each beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.repair.adjacency import Topology
+from mint_compress.repair.tensor_location import TensorLocation
+from mint_compress.surgery.pruning_plan import PruningPlan
+
+
+@dataclass(frozen=True, eq=False)
+class LayerToRepair:
+    """A layer of the pruned network.
+
+    Attributes
+    ----------
+    name
+        Qualified name.
+    module
+        The layer itself, a convolution or a linear layer.
+    norm
+        The BatchNorm that alone reads its output, if there is one.
+    kept
+        ``(C_out,)`` int64: the output channels of the original that it still has.
+    shortcut
+        Where the tensor is seen whose drift it is to make up for; None: nothing of that kind.
+    calls
+        How often one forward pass calls it.
+    """
+
+    name: str
+    module: nn.Module
+    norm: nn.Module | None
+    kept: Tensor
+    shortcut: TensorLocation | None
+    calls: int
+
+
+def layers_to_repair(
+    model: nn.Module,
+    original: nn.Module,
+    plan: PruningPlan,
+    topology: Topology,
+    *,
+    everywhere: bool,
+    drift: bool,
+) -> dict[str, LayerToRepair]:
+    """The layers to refit by name, in the order of their first calls.
+
+    Parameters
+    ----------
+    model, original
+        The pruned network, and the network before.
+    plan
+        What was removed.
+    topology
+        Of the pruned network.
+    everywhere, drift
+        As for :func:`mint_compress.repair.compensation.compensate_`.
+    """
+    removed = {cut.layer: set(cut.removed) for cut in plan.cuts if cut.side != "in"}
+    layers = {}
+    for name in _names(model, plan, topology, everywhere):
+        norm = topology.norms.get(name)
+        layers[name] = LayerToRepair(
+            name,
+            model.get_submodule(name),
+            None if norm is None else model.get_submodule(norm),
+            _kept(original.get_submodule(name), removed.get(name, set())),
+            topology.shortcuts.get(name) if drift else None,
+            topology.calls.count(name),
+        )
+    return layers
+
+
+def _names(model: nn.Module, plan: PruningPlan, topology: Topology, everywhere: bool) -> Iterator[str]:
+    """Layers from the first with fewer inputs on, as far as they can be refitted."""
+    layers_with_fewer_inputs = {cut.layer for cut in plan.cuts if cut.side == "in"}
+    reached = False
+    for name in dict.fromkeys(topology.calls):
+        reached = reached or name in layers_with_fewer_inputs
+        wanted = reached and (everywhere or name in layers_with_fewer_inputs)
+        if wanted and name in topology.simple and not getattr(model.get_submodule(name), "transposed", False):
+            yield name
+
+
+def _kept(layer: nn.Module, removed: set[int]) -> Tensor:
+    width = layer.weight.shape[0]  # type: ignore[union-attr, index]
+    return torch.tensor([channel for channel in range(width) if channel not in removed])

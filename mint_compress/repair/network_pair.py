@@ -1,0 +1,82 @@
+"""The pruned network and the original, run on the same batches layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from mint_compress.errors import MintError
+from mint_compress.nn.io import count, of_batch
+from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
+from mint_compress.repair.tensor_location import TensorLocation
+
+BATCH_SIZE = 64
+"""Images in one forward pass."""
+
+
+class PassPair(NamedTuple):
+    """Two passes of one batch; at a layer, the first has paused before and the second after it."""
+
+    pruned: Pass
+    original: Pass
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPair:
+    """Both networks, whose modules have the same names, and the batches that they are run on."""
+
+    pruned: nn.Module
+    original: nn.Module
+    batches: Sequence[Any]
+
+    @property
+    def images(self) -> int:
+        """Samples in all batches."""
+        return sum(count(of_batch(batch)) for batch in self.batches)
+
+    @contextmanager
+    def passes(
+        self, layers: Collection[str], record: Mapping[str, TensorLocation]
+    ) -> Iterator[list[PassPair]]:
+        """A pair of passes a batch, which pause at the layers of these names.
+
+        Parameters
+        ----------
+        layers
+            Qualified names.
+        record
+            As for :func:`synchronised_passes`, in both networks.
+        """
+        with (
+            self._passes(self.pruned, layers, record, after=False) as pruned,
+            self._passes(self.original, layers, record, after=True) as original,
+        ):
+            yield list(map(PassPair, pruned, original))
+
+    def _passes(
+        self,
+        model: nn.Module,
+        layers: Collection[str],
+        record: Mapping[str, TensorLocation],
+        *,
+        after: bool,
+    ) -> AbstractContextManager[list[Pass]]:
+        modules = {name: model.get_submodule(name) for name in layers}
+        return synchronised_passes(model, modules, self.batches, after=after, record=record)
+
+
+def advance_to(name: str, pairs: Sequence[PassPair]) -> None:
+    """Let all passes go on to the next layer, which must have that name.
+
+    Raises
+    ------
+    MintError
+        A pass has come to another one.
+    """
+    reached = {one.advance() for one in (*(p.pruned for p in pairs), *(p.original for p in pairs))}
+    if reached != {name}:
+        raise MintError(f"The forward pass calls its layers in changing order (at {name}).")

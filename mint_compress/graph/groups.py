@@ -14,6 +14,8 @@ from mint_compress.graph.costs import Network
 
 Side = Literal["out", "in", "both"]
 Indices = NDArray[np.int64]
+HEAD = "head: its channels are the network's outputs"
+"""Why a group whose channels leave the network is left alone."""
 UNREACHED = "not traced: the forward pass does not reach it"
 """Why a layer without members in any group is left alone."""
 

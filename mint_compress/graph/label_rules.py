@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,12 @@ NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 class Labels:
     """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
 
-    ``products`` says whether channels were multiplied with channels, as in attention.
+    ``multiplied`` says whether channels were multiplied with channels, as in attention.
     """
 
     def __init__(self, bare: dict[str, nn.Parameter]) -> None:
         self.units = Units()
-        self.products = False
+        self.multiplied = False
         self.elements: dict[str, Tensor] = {}
         self._labels = WeakTensorKeyDictionary()
         self._bare = {id(p): (name, p) for name, p in bare.items()}
@@ -91,55 +91,63 @@ class Labels:
 
 def follow(store: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Find the labels of what an operation gave."""
-    name = func._schema.name.partition("::")[2]
-    rule = _rule(name, func)
-    given = _named(func, args, kwargs)
-    first: Any = next(iter(given.values()), None)
-    if rule is not None:
-        rule(store, func, given, output)
-    elif name in SAME:
-        for tensor in _tensors(output):
-            store.put(tensor, store.of(first).expand(tensor.shape))
-    elif name == "as_strided_" and list(given["size"]) == list(output.shape):
-        pass  # its strides change, its elements do not
-    elif name in CREATES:
-        pass
-    elif name in RESHAPES:
-        store.put(output, store.of(first).reshape(output.shape))
-    else:
-        for tensor in _tensors((args, kwargs)):
-            store.units.freeze(store.of(tensor), f"the operation {name} is not understood")
+    names = [a.name for a in func._schema.arguments]
+    given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+    _rule(func)(store, func, given, output)
 
 
-def _rule(name: str, func: Any) -> Callable[..., None] | None:
-    if name in MOVES:
-        return _moved
-    if name in POOLS:
-        return _pooled
-    if name in REDUCTIONS:
-        return _reduced
-    if name in NORMALISATIONS:
-        return _normalised
-    if name == "glu":
-        return _gated
-    if name in ("mm", "bmm"):
-        return _multiplied
+def _rule(func: Any) -> Rule:
+    name = _name(func)
+    if name in RULES:
+        return RULES[name]
     if "scaled_dot_product" in name:
         return _attended
-    return _pointwise if torch.Tag.pointwise in func.tags and name not in SAME else None
+    return _pointwise if torch.Tag.pointwise in func.tags else _not_understood
 
 
-def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = [a.name for a in func._schema.arguments]
-    given: dict[str, Any] = dict(zip(names, args, strict=False))
-    return {**given, **kwargs}
+def _name(func: Any) -> str:
+    """Of an operation, without its namespace."""
+    name: str = func._schema.name.partition("::")[2]
+    return name
 
 
 def _tensors(value: Any) -> list[Tensor]:
     return [t for t in tree_iter(value) if isinstance(t, Tensor)]
 
 
+# ---- the rules: (labels so far, the operation, its arguments by name, its output)
+
+
+def _not_understood(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """Whatever channels it reads stay; what it gives has none."""
+    for tensor in _tensors(list(given.values())):
+        store.units.freeze(store.of(tensor), f"the operation {_name(func)} is not understood")
+
+
+def _created(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """New values hold no channels."""
+
+
+def _restrided(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """The same elements at other strides keep their labels."""
+    if list(given["size"]) != list(output.shape):
+        _not_understood(store, func, given, output)
+
+
+def _unchanged(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """Every element keeps its label."""
+    labels = store.of(next(iter(given.values())))
+    for tensor in _tensors(output):
+        store.put(tensor, labels.expand(tensor.shape))
+
+
+def _reshaped(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """The labels keep their order in memory."""
+    store.put(output, store.of(next(iter(given.values()))).reshape(output.shape))
+
+
 def _moved(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """The operation itself moves the labels as it moves the values."""
     key, first = next(iter(given.items()))
     labels = [store.of(t) for t in first] if isinstance(first, list | tuple) else store.of(first)
     rest = {k: v for k, v in given.items() if k != key}
@@ -151,74 +159,21 @@ def _moved(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None
 
 
 def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """Channels at the same element go together."""
     tensors = _tensors(list(given.values()))
     for one in _tensors(output):
         store.put(one, meet(store.units, [_effective(store, t) for t in tensors], one.shape))
 
 
 def _gated(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Channels at the same place in either half go together."""
     halves = store.of(given["self"]).chunk(2, given.get("dim", -1))
     store.put(output, meet(store.units, halves, output.shape))
 
 
-def _effective(store: Labels, tensor: Tensor) -> Tensor:
-    """Labels; what is expanded counts as one element along that dimension."""
-    labels = store.of(tensor)
-    if store.knows(tensor):
-        return labels
-    return labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
-
-
-def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Labels of what comes of tensors that meet element by element.
-
-    Channels at the same element go together. A channel that meets a constant as wide as itself
-    stays; one that meets a single value does not care, but a single channel that is spread over
-    others stays.
-    """
-    ndim = len(shape)
-    sides = [aligned(t, ndim) for t in given]
-    varies = [units.varying(t) for t in sides]
-    result: Tensor | None = None
-    for i, labels in enumerate(sides):
-        if not bool(compact(labels).any()):
-            continue
-        spreads = any(labels.shape[d] == 1 for j, v in enumerate(varies) if j != i for d in v if shape[d] > 1)
-        wide = sides[i].numel() > 1 and bool(varies[i])
-        if spreads and not wide:
-            units.freeze(labels, "its only channel scales others")
-            continue
-        if spreads and any(
-            sides[j].shape[d] == 1 and bool(compact(sides[j]).any())
-            for j, v in enumerate(varies)
-            if j != i and v
-            for d in varies[i]
-        ):
-            for j, v in enumerate(varies):
-                if v:
-                    units.freeze(sides[j], "its channels meet every channel of another layer")
-        for j, other in enumerate(sides):
-            if j != i and any(other.shape[d] > 1 for d in varies[i]):
-                _constants(units, labels, other)
-        if result is None:
-            result = labels.expand(list(shape))
-        else:
-            units.join(result, labels)
-            if bool((compact(result) == 0).any()):
-                result = torch.where(result == 0, labels.expand(list(shape)), result)
-    return result if result is not None else torch.zeros((), dtype=torch.int64).expand(list(shape))
-
-
-def _constants(units: Units, labels: Tensor, other: Tensor) -> None:
-    """Freeze the channels that meet an element that is no channel."""
-    bare, against = compact(labels), compact(other)
-    if bool((against == 0).any()):
-        one, two = torch.broadcast_tensors(bare, against)
-        units.freeze(one[(two == 0) & (one > 0)], "its channels meet values of a fixed width")
-
-
 def _pooled(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
-    count = POOLS[func._schema.name.partition("::")[2]]
+    """What is mixed goes together; the dimensions in front keep their labels."""
+    count = POOLS[_name(func)]
     labels = store.of(next(iter(given.values())))
     lead = labels.shape[: labels.ndim - count]
     bare = compact(labels, keep=range(len(lead)))
@@ -230,6 +185,7 @@ def _pooled(store: Labels, func: Any, given: dict[str, Any], output: Any) -> Non
 
 
 def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """A label stays where it is the only one along what is reduced."""
     labels = store.of(next(iter(given.values())))
     dims = given.get("dim")
     dims = list(range(labels.ndim)) if dims is None or dims == [] else dims
@@ -240,20 +196,23 @@ def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> No
 
 
 def _normalised(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
+    """The values keep their labels, and go together with weight and bias."""
     tensors = [t for t in given.values() if isinstance(t, Tensor)]
     result = _tensors(output)[0]
     store.put(result, meet(store.units, [store.of(t) for t in tensors], result.shape))
 
 
-def _multiplied(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+def _product_of_matrices(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Channels that are summed over go together in pairs (:func:`product`)."""
     factors = list(given.values())[:2]
-    store.products |= all(store.knows(t) for t in factors)
+    store.multiplied |= all(store.knows(t) for t in factors)
     one, other = (store.of(t) for t in factors)
     store.put(output, product(store.units, one, other))
 
 
 def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
-    store.products = True
+    """Two products: queries meet keys, and these sums meet values; a mask is added between."""
+    store.multiplied = True
     q, k, v = (store.of(t) for t in list(given.values())[:3])
     if q.shape[:-2] != v.shape[:-2]:  # heads that share keys
         for labels in (q, k, v):
@@ -264,6 +223,110 @@ def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> N
     if isinstance(mask, Tensor):
         scores = meet(store.units, [scores, _effective(store, mask)], scores.shape)
     store.put(_tensors(output)[0], product(store.units, scores, v))
+
+
+Rule = Callable[[Labels, Any, dict[str, Any], Any], None]
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CREATES, _created),
+    **dict.fromkeys(SAME, _unchanged),
+    **dict.fromkeys(RESHAPES, _reshaped),
+    **dict.fromkeys(NORMALISATIONS, _normalised),
+    **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(POOLS, _pooled),
+    **dict.fromkeys(MOVES, _moved),
+    **dict.fromkeys(("mm", "bmm"), _product_of_matrices),
+    "as_strided_": _restrided,
+    "glu": _gated,
+}
+"""Operation -> its rule. Of the others attention and whatever is computed element by element have one."""
+
+
+# ---- what the rules are made of
+
+
+def _effective(store: Labels, tensor: Tensor) -> Tensor:
+    """Labels; what is expanded counts as one element along that dimension."""
+    labels = store.of(tensor)
+    if store.knows(tensor):
+        return labels
+    return labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
+
+
+class _Operand(NamedTuple):
+    """One of the tensors that meet element by element."""
+
+    labels: Tensor
+    """With a dimension for each of the result."""
+    varying: set[int]
+    """Dimensions along which they change."""
+
+    @property
+    def has_channels(self) -> bool:
+        return bool(compact(self.labels).any())
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one channel, or one element."""
+        return self.labels.numel() <= 1 or not self.varying
+
+    def is_spread_over(self, other: _Operand, shape: Sequence[int]) -> bool:
+        """Whether one element of this meets many channels of the other."""
+        return any(self.labels.shape[dim] == 1 for dim in other.varying if shape[dim] > 1)
+
+    def meets_all_of(self, other: _Operand) -> bool:
+        """Whether each channel of this meets the same elements of the other, channels among them."""
+        alike = any(other.labels.shape[dim] == 1 for dim in self.varying)
+        return alike and bool(other.varying) and other.has_channels
+
+
+def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Labels of what comes of tensors that meet element by element.
+
+    Channels at the same element go together. A channel that meets a constant as wide as itself
+    stays; one that meets a single value does not care, but a single channel that is spread over
+    others stays.
+    """
+    operands = [_Operand(labels, units.varying(labels)) for labels in (aligned(t, len(shape)) for t in given)]
+    result: Tensor | None = None
+    for operand in operands:
+        if not operand.has_channels:
+            continue
+        others = [other for other in operands if other is not operand]
+        spread = any(operand.is_spread_over(other, shape) for other in others)
+        if spread and operand.is_single:
+            units.freeze(operand.labels, "its only channel scales others")
+            continue
+        if spread and any(operand.meets_all_of(other) for other in others):
+            _hold_all(units, others)
+        _hold_beside_constants(units, operand, others)
+        labels = operand.labels.expand(list(shape))
+        result = labels if result is None else _united(units, result, labels)
+    return torch.zeros((), dtype=torch.int64).expand(list(shape)) if result is None else result
+
+
+def _hold_all(units: Units, operands: Sequence[_Operand]) -> None:
+    """Freeze what takes part in an outer product."""
+    for operand in operands:
+        if operand.varying:
+            units.freeze(operand.labels, "its channels meet every channel of another layer")
+
+
+def _hold_beside_constants(units: Units, operand: _Operand, others: Sequence[_Operand]) -> None:
+    """Freeze the channels that meet an element that is no channel, of something as wide as they are."""
+    bare = compact(operand.labels)
+    for other in others:
+        against = compact(other.labels)
+        as_wide = any(other.labels.shape[dim] > 1 for dim in operand.varying)
+        if as_wide and bool((against == 0).any()):
+            one, two = torch.broadcast_tensors(bare, against)
+            units.freeze(one[(two == 0) & (one > 0)], "its channels meet values of a fixed width")
+
+
+def _united(units: Units, one: Tensor, other: Tensor) -> Tensor:
+    """Labels of either; where both have one these go together."""
+    units.join(one, other)
+    return torch.where(one == 0, other, one) if bool((compact(one) == 0).any()) else one
 
 
 def product(units: Units, one: Tensor, other: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""Channels followed through forward passes: which layer sides hold the same channels."""
+"""Channels followed through forward passes: the recorder of which layer sides hold which channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mint_compress.graph.groups import ChannelGroup, Member, Side
+from mint_compress.errors import foreign, our_own
+from mint_compress.graph.groups import HEAD, Side
 from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
 from mint_compress.nn.contexts import hooked
@@ -25,7 +25,6 @@ from mint_compress.nn.io import tensors_in
 from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, out_channels
 
 MIXES = "mixes places, not channels"
-HEAD = "head: its channels are the network's outputs"
 
 LAYERS = (*WEIGHTED, *NORMS, nn.Embedding)
 OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -47,8 +46,40 @@ class Touch:
     dim: int = 0
 
 
-class Trace:
-    """What passes over a network have shown: its layers' sides in the order of the calls, and the units.
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What passes over a network have shown.
+
+    Attributes
+    ----------
+    touches
+        The sides of its layers in the order of the calls, then of its bare parameters. Channels that go
+        together have the same unit.
+    held
+        Unit -> why its channels stay.
+    unsliceable
+        Layer -> why it cannot be cut, of those that are used in ways that no cut can follow.
+    training_only
+        Layers that only a pass as in training reaches.
+    needs_labels
+        What there is that Torch-Pruning's graph does not know or cannot afford, if anything: layers that
+        only training uses; linear layers that read tokens, and attention, with which its index maps multiply.
+    """
+
+    touches: tuple[Touch, ...]
+    held: Mapping[int, str]
+    unsliceable: Mapping[str, str]
+    training_only: Set[str]
+    needs_labels: str | None
+
+    @property
+    def sliceable(self) -> set[str]:
+        """Layers that some pass has called and that can be cut."""
+        return {t.layer for t in self.touches if t.kind != "parameter"} - self.unsliceable.keys()
+
+
+class Recorder:
+    """Follows the channels of a network through its passes.
 
     Every tensor carries the labels of its channels, element by element; a layer reads labels and
     gives channels of its own, every other operation moves labels as it moves values, and where two
@@ -59,32 +90,19 @@ class Trace:
     ----------
     model
         In eval mode, on the CPU.
-
-    Attributes
-    ----------
-    beyond_graph
-        Whether there is what Torch-Pruning's graph does not know or cannot afford: layers that only
-        training uses; linear layers that read tokens, and attention, with which its index maps multiply.
-    complete
-        Whether the last pass could be followed to its end.
-    late
-        Layers that only a pass as in training reaches; whoever makes that pass says so.
-    odd
-        Layer -> why it is left alone, of those that are used in ways that no cut can follow.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.beyond_graph = False
-        self.complete = False
-        self.late: set[str] = set()
-        self.odd: dict[str, str] = {}
         self._model = model
-        self.paused_by = 0
+        self._needs_labels: str | None = None
+        self._unsliceable: dict[str, str] = {}
+        self._training_only: set[str] = set()
         self._touches: dict[tuple[str, Side], Touch] = {}
         self._layers: dict[nn.Module, str] = {}
         for name, module in model.named_modules():
             if isinstance(module, (*LAYERS, *OPAQUE)):
                 self._layers[module] = name
+        self.paused_by = 0
         self.owner = {id(p): m for m in self._layers for p in m.parameters()}
         self.labels = Labels({n: p for n, p in model.named_parameters() if id(p) not in self.owner})
         self.units = self.labels.units
@@ -92,24 +110,56 @@ class Trace:
     @property
     def reached(self) -> set[str]:
         """Layers that some pass has called."""
-        return {layer for layer, _ in self._touches} | self.odd.keys()
+        return {layer for layer, _ in self._touches} | self._unsliceable.keys()
 
     def run(self, inputs: tuple[Any, ...]) -> None:
-        """Follow the channels through one pass. What an earlier pass showed stays true."""
+        """Follow the channels through one pass. What an earlier pass showed stays true.
+
+        Raises
+        ------
+        ForeignError
+            The network's forward pass fails.
+        OwnFault
+            What follows it does.
+        """
         handles = []
         for module in self._layers:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        self.paused_by, self.complete = 0, False
+        self.paused_by = 0
         with hooked(handles), torch.no_grad(), ExitStack() as modes:
             modes.enter_context(_Operations(self))
             modes.enter_context(_Calls(self))
-            outputs = list(tensors_in(self._model(*inputs)))
-        for output in outputs:
-            self.units.freeze(self.labels.of(output), HEAD)
+            with foreign("The network's forward pass"):
+                given = self._model(*inputs)
+        with our_own():
+            for output in tensors_in(given):
+                self.units.freeze(self.labels.of(output), HEAD)
         self.labels.forget()
-        self.beyond_graph |= self.labels.products
-        self.complete = True
+        if self.labels.multiplied:
+            self._need_labels("channels are multiplied with channels")
+
+    def only_in_training(self, layers: Set[str]) -> None:
+        """The last pass was made as in training, and no other reaches these layers."""
+        self._training_only |= layers
+        self._need_labels(f"only training uses {min(layers)}")
+
+    def hold(self, layers: Set[str], why: str) -> None:
+        """Leave alone whatever these layers read or give."""
+        for touch in self._touches.values():
+            if touch.layer in layers:
+                self.units.freeze(touch.units, f"{why} ({touch.layer})")
+
+    def recording(self) -> Recording:
+        """What the passes have shown."""
+        touches = [*self._touches.values(), *self._parameters()]
+        return Recording(
+            touches=tuple(replace(t, units=self.units.find(t.units)) for t in touches),
+            held=self.units.frozen(),
+            unsliceable=self._unsliceable,
+            training_only=self._training_only,
+            needs_labels=self._needs_labels,
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -125,13 +175,10 @@ class Trace:
         layer = self.owner.get(id(tensor))
         if layer is not None:
             name = self._layers[layer]
-            self.odd.setdefault(name, f"its weights are used outside of the layer ({name})")
+            self._unsliceable.setdefault(name, f"its weights are used outside of the layer ({name})")
 
-    def refuse(self, layers: set[str], why: str) -> None:
-        """Leave alone whatever these layers read or give."""
-        for touch in self._touches.values():
-            if touch.layer in layers:
-                self.units.freeze(touch.units, f"{why} ({touch.layer})")
+    def _need_labels(self, why: str) -> None:
+        self._needs_labels = self._needs_labels or why
 
     # --- layers --------------------------------------------------------------------------------------
 
@@ -142,8 +189,8 @@ class Trace:
         self.paused_by -= 1
         if self.paused_by:
             return
-        given = [t for t in tree_iter((inputs, named)) if isinstance(t, Tensor)]
-        with self.paused():
+        with our_own(), self.paused():
+            given = [t for t in tree_iter((inputs, named)) if isinstance(t, Tensor)]
             if isinstance(module, OPAQUE) or len(given) != 1 or not isinstance(output, Tensor):
                 self._refuse(module, given, "reads and gives fixed widths")
             else:
@@ -155,7 +202,7 @@ class Trace:
             self.units.freeze(self.labels.of(tensor), reason)
         for name, part in module.named_modules(prefix=self._layers[module]):
             if isinstance(part, (*LAYERS, *OPAQUE)):
-                self.odd.setdefault(name, reason)
+                self._unsliceable.setdefault(name, reason)
 
     def call(self, module: Any, given: Tensor, output: Tensor) -> None:
         """A layer read one tensor and gave another."""
@@ -164,7 +211,7 @@ class Trace:
             why = "has layers of its own"
             if is_parametrized(module):
                 why = "computes its weight from others; remove_parametrizations would end that"
-            self.odd.setdefault(name, f"{type(module).__name__} {why} ({name})")
+            self._unsliceable.setdefault(name, f"{type(module).__name__} {why} ({name})")
         if isinstance(module, nn.Embedding):
             units = self._touch(name, "embedding", "out", self._given(name, module.embedding_dim))
             self.labels.put(output, spread(units, output.ndim - 1, output.shape))
@@ -173,19 +220,23 @@ class Trace:
         else:
             if isinstance(module, Selecting):
                 self.units.freeze(labels, f"a layer selects among its channels ({name})")
-                self.beyond_graph = True
+                self._need_labels(f"{name} selects among its inputs")
                 labels = module.select(labels)
-            dim = _channel_dim(module, labels, self.units.varying(labels))
-            inside, outside = _widths(module)
-            fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim
-            if not fits or (labels.shape[dim], output.shape[dim]) != (inside, outside):
-                self._refuse(module, [given], "is called in a way that is not understood")
-            elif not isinstance(module, NORMS) and self._mixes_places(labels, dim):
-                self._pass_over(module, given, output, dim)
-            elif isinstance(module, WEIGHTED):
-                self._weighted(module, labels, output, dim)
-            else:
-                self._norm(module, labels, output, dim)
+            self._read(module, given, labels, output)
+
+    def _read(self, module: Any, given: Tensor, labels: Tensor, output: Tensor) -> None:
+        """A layer with channels on both sides read labels."""
+        dim = _channel_dim(module, labels, self.units.varying(labels))
+        inside, outside = _widths(module)
+        fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim
+        if not fits or (labels.shape[dim], output.shape[dim]) != (inside, outside):
+            self._refuse(module, [given], "is called in a way that is not understood")
+        elif not isinstance(module, NORMS) and self._mixes_places(labels, dim):
+            self._pass_over(module, given, output, dim)
+        elif isinstance(module, WEIGHTED):
+            self._weighted(module, labels, output, dim)
+        else:
+            self._norm(module, labels, output, dim)
 
     def _mixes_places(self, labels: Tensor, dim: int) -> bool:
         vary = self.units.varying(labels)
@@ -198,8 +249,8 @@ class Trace:
         if set(kernel) != {1}:
             self._refuse(module, [given], "reads along a dimension that is not the channels'")
             return
-        self.beyond_graph = True
-        self.odd.setdefault(name, f"{type(module).__name__} {MIXES} ({name})")
+        self._need_labels(f"{name} mixes places")
+        self._unsliceable.setdefault(name, f"{type(module).__name__} {MIXES} ({name})")
         shape = [
             o if d == dim else s for d, (s, o) in enumerate(zip(labels.shape, output.shape, strict=True))
         ]
@@ -209,7 +260,8 @@ class Trace:
         name, units = self._layers[module], self.units
         read = units.across(labels, dim)
         linear = isinstance(module, nn.Linear)
-        self.beyond_graph |= linear and labels.ndim > 2
+        if linear and labels.ndim > 2:
+            self._need_labels(f"{name} reads tokens")
         groups = 1 if linear else module.groups
         if 1 < groups == len(read) == output.shape[dim]:
             self._touch(name, "depthwise", "both", read)
@@ -243,46 +295,6 @@ class Trace:
             for labels in (before.units, units):
                 self.units.freeze(labels, f"a layer reads other channels at another call ({name})")
         return units
-
-    # --- groups --------------------------------------------------------------------------------------
-
-    def groups(self) -> list[ChannelGroup]:
-        """The channel groups, in the order of their first producers' calls; none of them is proved."""
-        touches = list(self._touches.values()) + self._parameters()
-        roots = [self.units.find(t.units).numpy() for t in touches]
-        component = _components([r for t, r in zip(touches, roots, strict=True) if t.side == "out"])
-        position = _positions([r for t, r in zip(touches, roots, strict=True) if t.side == "out"], component)
-        members: dict[int, list[Member]] = {}
-        for touch, own in zip(touches, roots, strict=True):
-            where = np.array([component.get(r, -1) for r in own.tolist()])
-            for group in np.unique(where[where >= 0]).tolist():
-                channels = np.flatnonzero(where == group)
-                positions = np.array([position[r] for r in own[channels].tolist()], dtype=np.int64)
-                side = touch.layer, touch.kind, touch.side
-                rest = touch.channel_groups, touch.dim, len(own)
-                member = Member(*side, channels, positions, *rest, in_training=touch.layer in self.late)
-                members.setdefault(group, []).append(member)
-        widths: dict[int, int] = {}
-        for root, group in component.items():
-            widths[group] = max(widths.get(group, 0), position[root] + 1)
-        reasons = self._reasons(component)
-        found = []
-        for group, sides in members.items():
-            name = next(m.layer for m in sides if m.side == "out")
-            reason = reasons.get(group)
-            reason = reason or next((self.odd[m.layer] for m in sides if m.layer in self.odd), None)
-            found.append(ChannelGroup(name, widths[group], tuple(sides), reason is None, reason))
-        order = {t.layer: place for place, t in enumerate(touches)}
-        return sorted(found, key=lambda g: order[g.name])
-
-    def _reasons(self, component: dict[int, int]) -> dict[int, str]:
-        reasons: dict[int, str] = {}
-        frozen = self.units.frozen()
-        for head in (True, False):
-            for root, reason in frozen.items():
-                if root in component and (reason == HEAD) == head:
-                    reasons.setdefault(component[root], reason)
-        return reasons
 
     def _parameters(self) -> list[Touch]:
         """Bare parameters as sides of their own, along the one dimension in which their channels run."""
@@ -328,80 +340,52 @@ def _widths(module: Any) -> tuple[int, int]:
     return (int(module.normalized_shape[0]),) * 2
 
 
-def _components(producers: list[np.ndarray[Any, Any]]) -> dict[int, int]:
-    """Root -> group; what one layer gives belongs to one group."""
-    leader: dict[int, int] = {}
-
-    def find(root: int) -> int:
-        while leader.setdefault(root, root) != root:
-            root = leader[root]
-        return root
-
-    for roots in producers:
-        for root in roots.tolist():
-            leader[find(root)] = find(int(roots[0]))
-    return {root: find(root) for root in leader}
-
-
-def _positions(producers: list[np.ndarray[Any, Any]], component: dict[int, int]) -> dict[int, int]:
-    """Root -> its position in its group, in the order of the producers' channels."""
-    position: dict[int, int] = {}
-    widths: dict[int, int] = {}
-    for roots in producers:
-        for root in roots.tolist():
-            if root not in position:
-                position[root] = widths.get(component[root], 0)
-                widths[component[root]] = position[root] + 1
-    return position
-
-
 class _Calls(TorchFunctionMode):
     """Layers that a network computes by itself, from the weights of their modules."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self._trace = trace
+        self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        trace, kwargs = self._trace, kwargs or {}
-        if trace.paused_by or func not in FUNCTIONS:
+        recorder, kwargs = self._recorder, kwargs or {}
+        if recorder.paused_by or func not in FUNCTIONS:
             return func(*args, **kwargs)
         values = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        module: Any = trace.owner.get(id(values["weight"]))
+        module: Any = recorder.owner.get(id(values["weight"]))
         if module is None:
             return func(*args, **kwargs)
-        with trace.paused():
+        with recorder.paused():
             output = func(*args, **kwargs)
-            trace.call(module, values["input"], output)
-            bias = values.get("bias")
-            if bias is not None and bias is not module.bias:
-                dim = output.ndim - 1 if func is F.linear else 1
-                shapes = [1] * output.ndim
-                shapes[dim] = len(bias)
-                meet(
-                    trace.units,
-                    [trace.labels.of(output), trace.labels.of(bias).reshape(shapes)],
-                    output.shape,
-                )
+            with our_own():
+                recorder.call(module, values["input"], output)
+                if values.get("bias") is not None and values["bias"] is not module.bias:
+                    self._add(values["bias"], output, dim=output.ndim - 1 if func is F.linear else 1)
         return output
+
+    def _add(self, bias: Tensor, output: Tensor, dim: int) -> None:
+        """A bias that is not the layer's own met the layer's outputs."""
+        labels, shape = self._recorder.labels, [1] * output.ndim
+        shape[dim] = len(bias)
+        meet(labels.units, [labels.of(output), labels.of(bias).reshape(shape)], output.shape)
 
 
 class _Operations(TorchDispatchMode):
     """Every operation outside the layers, on the values and on their labels."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trace = trace
+        self._recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        trace = self._trace
-        if not trace.paused_by:
-            with trace.paused():
+        recorder = self._recorder
+        if not recorder.paused_by:
+            with our_own(), recorder.paused():
                 tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
                 for tensor in tensors:
-                    trace.used_elsewhere(tensor)
-                if any(trace.labels.knows(t) for t in tensors):
-                    follow(trace.labels, func, args, kwargs, output)
+                    recorder.used_elsewhere(tensor)
+                if any(recorder.labels.knows(t) for t in tensors):
+                    follow(recorder.labels, func, args, kwargs, output)
         return output

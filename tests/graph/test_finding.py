@@ -17,11 +17,12 @@ from mint_compress.checkpoints.files import save
 from mint_compress.checkpoints.loading import load
 from mint_compress.errors import MintError
 from mint_compress.exporting.receipt import check_modules
-from mint_compress.graph import depgraph as dependency
+from mint_compress.graph.depgraph import TorchPruning
+from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup, consumer_units, unit_offsets
-from mint_compress.graph.label_tracing import Trace
-from mint_compress.graph.reference import float64_twin
+from mint_compress.graph.label_tracing import Recorder
+from mint_compress.graph.reference import float64_twin, reference_run
 from mint_compress.nn.counting import parameters
 from mint_compress.planning.search import make_plan
 from mint_compress.surgery.pruning import prune_
@@ -455,9 +456,9 @@ class ConvAttention(nn.Module):
 
 def test_attention_of_convolutions_is_followed_and_not_left_to_the_graph() -> None:
     model, x = ConvAttention().eval(), torch.randn(1, 3, 12, 12)
-    trace = Trace(model)
-    trace.run((x,))
-    assert trace.beyond_graph
+    recorder = Recorder(model)
+    recorder.run((x,))
+    assert recorder.recording().needs_labels == "channels are multiplied with channels"
     groups = {g.name: g for g in find_groups(model, x)}
     assert prunable(groups) == {"stem", "inner"} and groups["q"].reason == "no layer reads it"
     assert members(groups["q"]) == {("q", "out"): straight(6), ("k", "out"): straight(6)}
@@ -556,13 +557,12 @@ def test_two_ways_to_the_same_groups(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_index_maps_that_grow_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = float64_twin(build("flatten"), (images("flatten"),))
-    first = find_groups(model, x)
-    assert dependency.torch_pruning_groups(model, x)
-    monkeypatch.setattr(dependency, "INDICES", 20)  # four channels of six places are 24
-    with pytest.raises(dependency.TooCostly):
-        dependency.torch_pruning_groups(model, x)
-    assert signature(find_groups(model, x)) == signature(first)
+    reference = reference_run(*float64_twin(build("flatten"), (images("flatten"),)))
+    first = find_groups(build("flatten"), images("flatten"))
+    assert isinstance(TorchPruning().groups(reference), Found)
+    monkeypatch.setattr("mint_compress.graph.depgraph.INDICES", 20)  # four channels of six places are 24
+    assert TorchPruning().groups(reference) == Refused("TooCostly: its search takes too many indices")
+    assert signature(find_groups(build("flatten"), images("flatten"))) == signature(first)
 
 
 def test_heads_of_timm_go_and_their_number_follows() -> None:

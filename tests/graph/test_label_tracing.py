@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.graph.label_groups import label_groups
 from mint_compress.graph.label_rules import meet, product
-from mint_compress.graph.label_tracing import Trace
+from mint_compress.graph.label_tracing import Recorder
 from mint_compress.graph.labels import Units, compact
 
 
@@ -93,9 +94,9 @@ def test_an_unknown_operation_holds_what_it_reads() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.two(self.one(x).sort(-1).values)  # type: ignore[no-any-return]
 
-    trace = Trace(Sorted().eval())
-    trace.run((torch.randn(2, 4),))
-    reasons = {g.name: g.reason for g in trace.groups()}
+    recorder = Recorder(Sorted().eval())
+    recorder.run((torch.randn(2, 4),))
+    reasons = {g.name: g.reason for g in label_groups(recorder.recording())}
     assert reasons["one"] == "the operation sort is not understood"
 
 

@@ -105,11 +105,13 @@ def _parameters(name: str) -> int:
 # All models
 
 
-def supervise(choice: Choice, estimator: str, seconds: float, gigabytes: float) -> Record:
+def supervise(
+    choice: Choice, estimator: str, seconds: float, gigabytes: float, more: Sequence[str] = ()
+) -> Record:
     """Run one model in a process and put together what it found, or why it was stopped."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+") as errors:
-        command = [sys.executable, str(HERE / "one_model.py"), choice.name, folder, estimator]
+        command = [sys.executable, str(HERE / "one_model.py"), choice.name, folder, estimator, *more]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=errors,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -171,11 +173,14 @@ def run_all(options: argparse.Namespace) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     versions = {p: _version(p) for p in PACKAGES if _version(p)}
 
+    more = ["--skip-engines"] if options.skip_engines else []
+
     def work(choice: Choice) -> None:
         if choice.not_run:
             record: Record = choice._asdict()
         else:
-            record = supervise(choice, options.estimator, options.limit_seconds, options.limit_gigabytes)
+            limits = options.limit_seconds, options.limit_gigabytes
+            record = supervise(choice, options.estimator, *limits, more)
             record["versions"] = versions
         with RESULTS.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -216,6 +221,7 @@ def write_table() -> None:
         for r in ran
         if not r["worked"]
     ]
+    lines += _engines(ran)
     lines += ["", "## Not run", "", *(f"- {r['name']}: {r['not_run']}" for r in records if r.get("not_run"))]
     TABLE.parent.mkdir(exist_ok=True)
     temporary = TABLE.with_suffix(".tmp")
@@ -258,6 +264,25 @@ def _row(family: str, own: Sequence[Record]) -> str:
     return f"| {family} | {len(own)} | {good} | {prunable} | {reach} | {_cell(why)} |"
 
 
+def _engines(ran: Sequence[Record]) -> list[str]:
+    """Where Torch-Pruning's graph and the labels do not say the same."""
+    compared = [r for r in ran if "engines" in r]
+    other = [r for r in compared if r["engines"] != "agree"]
+    if not compared:
+        return []
+    return [
+        "",
+        "## Two engines",
+        "",
+        f"Torch-Pruning's graph and the labels offer the same groups in {len(compared) - len(other)} of",
+        f"{len(compared)} networks. In the others, who is upheld where each group is proved by itself:",
+        "",
+        "| model | engines |",
+        "|---|---|",
+        *(f"| {r['name']} | {_cell(r['engines'])} |" for r in other),
+    ]
+
+
 def _range(values: Sequence[Any], shown: Callable[[Any], str]) -> str:
     low, high = shown(min(values)), shown(max(values))
     return low if low == high else f"{low} to {high}"
@@ -277,6 +302,7 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=300, help="of processor time")
     parser.add_argument("--limit-gigabytes", type=float, default=8, help="of resident memory")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, one thread each")
+    parser.add_argument("--skip-engines", action="store_true", help="do not compare the two that find groups")
     parser.add_argument("--table", action="store_true", help="write docs/coverage.md and run nothing")
     options = parser.parse_args()
     if not options.table:

@@ -26,6 +26,8 @@ import mint_compress as mc
 from mint_compress.checkpoints.loading import Builder
 from mint_compress.checkpoints.registry import original_input_shape
 from mint_compress.data.specs import synthetic_images
+from mint_compress.errors import first_line
+from mint_compress.graph.engine_comparison import compared
 from mint_compress.nn.counting import parameters
 from mint_compress.nn.io import tensors_in
 from mint_compress.planning.search import most_removed
@@ -35,6 +37,8 @@ RATIO = 0.5
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512, 1024)
 TRAINING_BATCH = 4
 IMAGES = 16
+COMPARED = 30
+"""Seconds of analysis above which the two engines that find groups are not compared."""
 LOADED = 1e-5
 """Largest difference of a loaded network's outputs, relative: its tensors lie elsewhere in memory."""
 
@@ -60,7 +64,7 @@ class Log:
         self(seconds=self.seconds)
 
 
-def examine(name: str, folder: Path, estimator: str, log: Log) -> None:
+def examine(name: str, folder: Path, estimator: str, log: Log, *, compare: bool) -> None:
     """Do everything with one model that has to work; an exception says what did not."""
     with log.step("build"):
         model = built(name)
@@ -75,6 +79,9 @@ def examine(name: str, folder: Path, estimator: str, log: Log) -> None:
     # without the figures and names that follow in brackets
     reasons = Counter((g.reason or "").partition(" (")[0] for g in groups if not g.prunable)
     log(groups=len(groups), prunable=sum(g.prunable for g in groups), reachable=reachable, reasons=reasons)
+    if compare and log.seconds["analyse"] <= COMPARED:
+        with log.step("compare the engines"):
+            log(engines=engines(model, batches[0][:1]))
     if most is None:
         raise mc.MintError(f"nothing can go: {'; '.join(reasons)}")
     with log.step("score"):
@@ -89,6 +96,14 @@ def examine(name: str, folder: Path, estimator: str, log: Log) -> None:
     left = parameters(pruned)
     log(removed=1 - left / parameters(model))
     finish(name, model, pruned, plan, torch.cat(batches), folder, log)
+
+
+def engines(model: nn.Module, image: Tensor) -> str:
+    """Whether Torch-Pruning's graph and the labels find the same groups, and who is right where not."""
+    try:
+        return str(compared(model, image))
+    except Exception as error:  # a comparison that fails says nothing about what has to work
+        return f"not compared: {first_line(error)}"
 
 
 def scored(
@@ -208,13 +223,13 @@ def finite(tensors: Sequence[Tensor], what: str) -> None:
         raise ArithmeticError(f"{what} are not finite")
 
 
-def main(name: str, folder: Path, estimator: str) -> None:
+def main(name: str, folder: Path, estimator: str, *, compare: bool) -> None:
     """Examine a model and note how it ended."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     log = Log(folder / "log.jsonl")
     try:
-        examine(name, folder, estimator, log)
+        examine(name, folder, estimator, log, compare=compare)
     except Exception as error:  # whatever it is, it is the result
         kind = "" if isinstance(error, (mc.MintError, mc.CheckFailed)) else f"{type(error).__name__}: "
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -225,4 +240,4 @@ def main(name: str, folder: Path, estimator: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], compare="--skip-engines" not in sys.argv[4:])

@@ -106,9 +106,9 @@ def _proved_together(reference: Reference, groups: Sequence[ChannelGroup]) -> Fo
 
 
 def _first_wrong(before: Sequence[ChannelGroup], after: Sequence[ChannelGroup]) -> str | None:
-    """What the graph says of a group that is left alone now, and was not before."""
+    """Why a group is left alone now, and was not before."""
     wrong = (a for b, a in zip(before, after, strict=True) if b.prunable != a.prunable)
-    return next((f"the graph's group of {g.name} is not right: {g.reason}" for g in wrong), None)
+    return next((f"the graph is not right as a whole: {g.reason}" for g in wrong), None)
 
 
 def _proved_apart(reference: Reference, found: Found | Refused, ignored: set[str]) -> Found | Refused:

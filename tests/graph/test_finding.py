@@ -18,6 +18,7 @@ from mint_compress.checkpoints.loading import load
 from mint_compress.errors import MintError
 from mint_compress.exporting.receipt import check_modules
 from mint_compress.graph.depgraph import TorchPruning
+from mint_compress.graph.engine_comparison import Map, channel_map
 from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup, consumer_units, unit_offsets
@@ -536,16 +537,9 @@ def test_pixel_shuffle_gives_every_position_four_channels() -> None:
     assert prunable(groups) == {"conv", "after"}
 
 
-def signature(found: list[ChannelGroup]) -> set[frozenset[object]]:
+def signature(found: list[ChannelGroup]) -> set[Map]:
     """What goes together, whatever it is called and in whichever order."""
-    return {
-        frozenset(
-            frozenset((m.layer, m.side, c) for m in g.members for c in m.channels[m.positions == p].tolist())
-            for p in range(g.width)
-        )
-        for g in found
-        if g.prunable
-    }
+    return {channel_map(g) for g in found if g.prunable}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -11,7 +11,8 @@ difference) and on memory, at the smallest input that it accepts. "Worked" means
 found, 50 % of the parameters are really gone after planning, removal and repair (which channels go is drawn
 at random, as the weights are; ``--estimator gaussian`` scores them), the forward pass and a training step
 stay finite, the saved file loads again to the same tensors and outputs, the ONNX export has a dynamic batch,
-its parameters count the same and its outputs agree with PyTorch.
+its parameters count the same and its outputs agree with PyTorch. What works, and is analysed quickly, is also
+analysed by both engines that find channel groups (``--skip-engines``: not), to see whether they say the same.
 
 Results: one JSON line a model in benchmarks/results/coverage.jsonl; the last line of a model counts.
 """
@@ -123,9 +124,10 @@ def supervise(
             record |= json.loads(line)
         errors.seek(0)
         last = (errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
-    if stopped:
+    done = record.pop("done", False)  # from then on engines are compared, which may be cut short
+    if stopped and not done:
         record["error"] = stopped
-    elif "error" not in record and not record.pop("done", False):
+    elif "error" not in record and not done:
         record["error"] = f"the process ended with status {process.returncode}: {last[:300]}"
     elif "error" not in record and record["removed"] < RATIO:
         record["error"] = f"{record['reachable']:.1%} at most can go; all else worked at that ratio"
@@ -172,7 +174,6 @@ def run_all(options: argparse.Namespace) -> None:
     known = results()
     RESULTS.parent.mkdir(exist_ok=True)
     versions = {p: _version(p) for p in PACKAGES if _version(p)}
-
     more = ["--skip-engines"] if options.skip_engines else []
 
     def work(choice: Choice) -> None:

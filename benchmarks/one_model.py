@@ -64,8 +64,11 @@ class Log:
         self(seconds=self.seconds)
 
 
-def examine(name: str, folder: Path, estimator: str, log: Log, *, compare: bool) -> None:
-    """Do everything with one model that has to work; an exception says what did not."""
+def examine(name: str, folder: Path, estimator: str, log: Log) -> tuple[nn.Module, Tensor]:
+    """Do everything with one model that has to work; an exception says what did not.
+
+    Returns the model, unchanged, and an image.
+    """
     with log.step("build"):
         model = built(name)
     with log.step("find the smallest input"):
@@ -79,9 +82,6 @@ def examine(name: str, folder: Path, estimator: str, log: Log, *, compare: bool)
     # without the figures and names that follow in brackets
     reasons = Counter((g.reason or "").partition(" (")[0] for g in groups if not g.prunable)
     log(groups=len(groups), prunable=sum(g.prunable for g in groups), reachable=reachable, reasons=reasons)
-    if compare and log.seconds["analyse"] <= COMPARED:
-        with log.step("compare the engines"):
-            log(engines=engines(model, batches[0][:1]))
     if most is None:
         raise mc.MintError(f"nothing can go: {'; '.join(reasons)}")
     with log.step("score"):
@@ -96,6 +96,7 @@ def examine(name: str, folder: Path, estimator: str, log: Log, *, compare: bool)
     left = parameters(pruned)
     log(removed=1 - left / parameters(model))
     finish(name, model, pruned, plan, torch.cat(batches), folder, log)
+    return model, batches[0][:1]
 
 
 def engines(model: nn.Module, image: Tensor) -> str:
@@ -229,7 +230,7 @@ def main(name: str, folder: Path, estimator: str, *, compare: bool) -> None:
     torch.set_num_threads(1)
     log = Log(folder / "log.jsonl")
     try:
-        examine(name, folder, estimator, log, compare=compare)
+        model, image = examine(name, folder, estimator, log)
     except Exception as error:  # whatever it is, it is the result
         kind = "" if isinstance(error, (mc.MintError, mc.CheckFailed)) else f"{type(error).__name__}: "
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -237,6 +238,8 @@ def main(name: str, folder: Path, estimator: str, *, compare: bool) -> None:
         log(error=said, at=f"{Path(where.filename).name}:{where.lineno}")
     else:
         log(done=True)
+        if compare and log.seconds["analyse"] <= COMPARED:
+            log(engines=engines(model, image))
 
 
 if __name__ == "__main__":

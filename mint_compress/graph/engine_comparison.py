@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
@@ -99,12 +99,12 @@ def _offered(groups: Sequence[ChannelGroup]) -> dict[Map, ChannelGroup]:
     return {channel_map(g): g for g in groups if g.prunable}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Difference:
     """Groups of the same layers, of which the engines do not say the same."""
 
-    graph: list[ChannelGroup] = field(default_factory=list)
-    labels: list[ChannelGroup] = field(default_factory=list)
+    graph: tuple[ChannelGroup, ...] = ()
+    labels: tuple[ChannelGroup, ...] = ()
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ class _Difference:
 
 def _differences(graph: Sequence[ChannelGroup], labels: Sequence[ChannelGroup]) -> list[_Difference]:
     found: list[_Difference] = []
-    for one in [*(_Difference(graph=[g]) for g in graph), *(_Difference(labels=[g]) for g in labels)]:
+    for one in [*(_Difference(graph=(g,)) for g in graph), *(_Difference(labels=(g,)) for g in labels)]:
         for other in [f for f in found if f.makers & one.makers]:
             one = _Difference(other.graph + one.graph, other.labels + one.labels)
             found.remove(other)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mint_compress as mc
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 
 Scores = dict[str, np.ndarray]
 """Group -> (width,), high is worth keeping."""

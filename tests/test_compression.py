@@ -20,7 +20,7 @@ from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress,
 from mint_compress.compression import _little_computed, _unrepaired
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import parameters
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.repair.compensation import Repair
 from mint_compress.surgery.pruning_plan import LayerCut
 from mint_compress.training.evaluation import accuracy

@@ -25,7 +25,7 @@ from mint_compress.graph.groups import ChannelGroup, consumer_units, unit_offset
 from mint_compress.graph.label_tracing import Recorder
 from mint_compress.graph.reference import float64_twin, reference_run
 from mint_compress.nn.counting import parameters
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
 from mint_compress.zoo import BUILDERS
 

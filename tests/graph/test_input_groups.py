@@ -19,7 +19,7 @@ from mint_compress.graph.finding import find_groups
 from mint_compress.graph.input_groups import inputs_read, unselectable
 from mint_compress.inspecting import inspect_model
 from mint_compress.nn.input_selection import Selecting
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.planning.search import plan as choose
 from mint_compress.repair.compensation import compensate_
 from mint_compress.scoring.calibration import calibrate

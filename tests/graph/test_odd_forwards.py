@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from mint_compress import MintError, compensate_, compress, find_groups, prune_
 from mint_compress.graph.reference import change
 from mint_compress.nn.copying import copied
-from mint_compress.planning.search import make_plan, most_removed
+from mint_compress.planning.choices import make_plan
+from mint_compress.planning.search import most_removed
 from mint_compress.repair.adjacency import trace
 from mint_compress.reporting import Report
 from mint_compress.settings import Budget

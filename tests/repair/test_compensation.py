@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import parameters
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.repair.adjacency import trace
 from mint_compress.repair.compensation import compensate_
 from mint_compress.surgery.pruning import prune_

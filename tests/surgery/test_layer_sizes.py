@@ -19,7 +19,7 @@ from mint_compress.checkpoints.registry import WithoutRandomInit
 from mint_compress.errors import MintError
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.contexts import seeded
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
 from mint_compress.zoo import BUILDERS
 

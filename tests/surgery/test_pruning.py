@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import parameters
-from mint_compress.planning.search import make_plan
+from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import LayerCut, PruningPlan
 from mint_compress.zoo import BUILDERS

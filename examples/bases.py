@@ -26,7 +26,7 @@ console = Console(highlight=False, soft_wrap=True, quiet=not MAIN)
 class OnDevice(ImageDataset):
     """Images that lie on the device as a whole, and are augmented there.
 
-    ``finetune`` passes the generator, so that an interrupted training goes on as it would have.
+    ``finetune_`` passes the generator, so that an interrupted training goes on as it would have.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, experiment: Experiment) -> None:
@@ -99,7 +99,7 @@ class Bench:
         teacher: nn.Module | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        mc.finetune(
+        mc.finetune_(
             model,
             self.training,
             teacher=teacher,

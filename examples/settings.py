@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Training:
-    """Of a base without ``distill_weight``, of a pruned network with it; see ``finetune``."""
+    """Of a base without ``distill_weight``, of a pruned network with it; see ``finetune_``."""
 
     epochs: int
     lr: float

@@ -26,7 +26,7 @@ from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import seeded
 from mint_compress.training.evaluation import accuracy
-from mint_compress.training.finetuning import finetune
+from mint_compress.training.finetuning import finetune_
 from mint_compress.zoo import BUILDERS
 
 ARCH = "vgg16_cifar"
@@ -55,7 +55,7 @@ def train(args: argparse.Namespace, console: Console) -> tuple[nn.Module, float,
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
         bar = bars.add_task("training VGG16", total=None)
-        finetune(
+        finetune_(
             model,
             training,
             epochs=args.epochs,

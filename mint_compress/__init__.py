@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from mint_compress.surgery.pruning_plan import PruningPlan
     from mint_compress.sweeping import sweep
     from mint_compress.training.evaluation import accuracy
-    from mint_compress.training.finetuning import finetune
+    from mint_compress.training.finetuning import finetune_
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,7 @@ _HOMES = {
     "compress": "compression",
     "export": "exporting.protocol",
     "find_groups": "graph.finding",
-    "finetune": "training.finetuning",
+    "finetune_": "training.finetuning",
     "inspect_model": "inspecting",
     "load": "checkpoints.loading",
     "load_data": "data.specs",
@@ -90,7 +91,7 @@ __all__ = [
     "compress",
     "export",
     "find_groups",
-    "finetune",
+    "finetune_",
     "inspect_model",
     "load",
     "load_data",
@@ -103,8 +104,15 @@ __all__ = [
     "verify",
 ]
 
+_RENAMED = {"finetune": "finetune_"}
+"""Former names, which still work and say what they are called now."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        now = _RENAMED[name]
+        warnings.warn(f"{__name__}.{name} is now called {now}", DeprecationWarning, stacklevel=2)
+        return __getattr__(now)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -39,7 +39,7 @@ from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settin
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import accuracy, chance_warning
-from mint_compress.training.finetuning import finetune
+from mint_compress.training.finetuning import finetune_
 
 BATCH = 64
 
@@ -271,7 +271,7 @@ def _trained(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) ->
         source = data.augmented if settings.augment else data.train
         if source is not data.train:
             run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
-        finetune(
+        finetune_(
             pruned, source, teacher=run.original if settings.distill else None, epochs=settings.epochs,
             lr=settings.lr, batch_size=settings.batch_size, device=run.device, seed=run.seed,
             progress=run.progress,

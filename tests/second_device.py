@@ -95,7 +95,7 @@ def training(device: torch.device) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, teacher = Chain(8, 8), Chain(8, 8)
-    accelerators = finetuning._accelerator
+    accelerators = finetuning.accelerated
 
     @contextmanager
     def elsewhere(_: torch.device) -> Iterator[Any]:
@@ -105,12 +105,12 @@ def training(device: torch.device) -> list[Tensor]:
                 state.device = device
             yield accelerator
 
-    finetuning._accelerator = elsewhere
+    finetuning.accelerated = elsewhere
     try:
         data = arrays()
-        mc.finetune(model, data.augmented, teacher=teacher, epochs=2, batch_size=16, device="cpu")
+        mc.finetune_(model, data.augmented, teacher=teacher, epochs=2, batch_size=16, device="cpu")
     finally:
-        finetuning._accelerator = accelerators
+        finetuning.accelerated = accelerators
     assert all(p.device == CPU for network in (model, teacher) for p in network.parameters())
     # not the running statistics: what the device leaves to the CPU cannot write to them
     return [p.detach() for p in model.parameters()]

@@ -125,8 +125,11 @@ def test_few_files_know_torch_pruning() -> None:
     }
 
 
-def test_only_finetuning_knows_accelerate() -> None:
-    assert importers("accelerate") == {"mint_compress.training.finetuning"}
+def test_one_file_alone_runs_accelerate() -> None:
+    files = [
+        p for p in FILES if any(i.module.startswith("accelerate") and not i.for_types for i in imports(p))
+    ]
+    assert [name(path) for path in files] == ["mint_compress.training.acceleration"]
 
 
 def test_the_core_never_imports_an_exporter_by_name() -> None:

@@ -24,7 +24,7 @@ from mint_compress.planning.choices import make_plan
 from mint_compress.repair.compensation import Repair
 from mint_compress.surgery.pruning_plan import LayerCut
 from mint_compress.training.evaluation import accuracy
-from mint_compress.training.finetuning import finetune
+from mint_compress.training.finetuning import finetune_
 
 QUICK: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu"}
 
@@ -35,7 +35,7 @@ def chain() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = Chain(16, 16)
-    finetune(model, arrays().train, epochs=25, lr=0.1, batch_size=16, device="cpu", seed=0)
+    finetune_(model, arrays().train, epochs=25, lr=0.1, batch_size=16, device="cpu", seed=0)
     assert accuracy(model, arrays().test) > 0.9
     return model.eval()
 

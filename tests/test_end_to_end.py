@@ -20,7 +20,7 @@ from torch import nn
 
 import mint_compress
 from mint_compress.data.specs import Data, load_data
-from mint_compress.training.finetuning import finetune
+from mint_compress.training.finetuning import finetune_
 from mint_compress.zoo import BUILDERS
 
 COMMAND = [sys.executable, "-c", "from mint_compress.cli.app import main; main()"]
@@ -52,7 +52,7 @@ def trained(name: str, data: Data, epochs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BUILDERS[name]()
-    finetune(model, data.train, epochs=epochs, lr=0.1, batch_size=64, device="cpu", seed=0)
+    finetune_(model, data.train, epochs=epochs, lr=0.1, batch_size=64, device="cpu", seed=0)
     return model
 
 

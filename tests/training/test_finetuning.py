@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import mint_compress
 from mint_compress.data.datasets import ArrayDataset
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import seeded
 from mint_compress.nn.devices import device_of
+from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import accuracy
-from mint_compress.training.finetuning import EpochResult, distillation_loss, finetune, one_cycle
+from mint_compress.training.finetuning import finetune_
+from mint_compress.training.schedule import one_cycle
 
 
 def network(seed: int = 0, *, dropout: float = 0.0) -> nn.Sequential:
@@ -52,40 +55,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# ---- the parts of training
-
-
-def test_one_cycle_rises_then_falls_to_nothing() -> None:
-    shares = [one_cycle(step, 200) for step in range(200)]
-    top = shares.index(max(shares))
-    assert max(shares) == pytest.approx(1, abs=0.02)
-    assert 28 <= top <= 31
-    assert shares[: top + 1] == sorted(shares[: top + 1])
-    assert shares[top:] == sorted(shares[top:], reverse=True)
-    assert shares[-1] < 1e-4
-    assert 0 < one_cycle(0, 1) < 1
-
-
-def test_distillation_loss_against_hand_values() -> None:
-    logits = torch.tensor([[math.log(3.0), 0.0]])
-    labels = torch.tensor([0])
-    plain = distillation_loss(logits, labels, None, smoothing=0, temperature=4, weight=0.7)
-    assert float(plain) == pytest.approx(-math.log(0.75))
-    smooth = distillation_loss(logits, labels, None, smoothing=0.1, temperature=4, weight=0)
-    assert float(smooth) == pytest.approx(-0.95 * math.log(0.75) - 0.05 * math.log(0.25))
-    taught = torch.zeros(1, 2)
-    mixed = distillation_loss(logits * 2, labels, taught, smoothing=0, temperature=2, weight=0.25)
-    divergence = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert float(mixed) == pytest.approx(0.75 * -math.log(0.9) + 0.25 * 4 * divergence)
-
-
-# ---- training
-
-
 def test_training_learns_and_reports_every_epoch() -> None:
     model, data = network(), blobs(160)
     calls: list[tuple[str, int, int]] = []
-    results = finetune(
+    results = finetune_(
         model,
         data,
         validation=data,
@@ -107,7 +80,7 @@ def test_two_runs_are_equal_bit_for_bit_and_leave_the_global_state() -> None:
     outcomes = []
     for seed in (0, 0, 1):
         model = network(dropout=0.2)
-        finetune(model, blobs(50), epochs=2, batch_size=16, device="cpu", seed=seed)
+        finetune_(model, blobs(50), epochs=2, batch_size=16, device="cpu", seed=seed)
         outcomes.append(state(model))
     assert same(outcomes[0], outcomes[1])
     assert not same(outcomes[0], outcomes[2])
@@ -119,7 +92,7 @@ def test_the_order_of_a_shuffling_loader_follows_the_seed() -> None:
     for _ in range(2):
         model = network()
         loader = DataLoader(blobs(50), batch_size=16, shuffle=True)
-        assert len(finetune(model, loader, epochs=1, batch_size=2, device="cpu")) == 1
+        assert len(finetune_(model, loader, epochs=1, batch_size=2, device="cpu")) == 1
         outcomes.append(state(model))
     assert same(*outcomes)
 
@@ -128,7 +101,7 @@ def test_a_teacher_draws_the_student_towards_it() -> None:
     data, teacher = blobs(160), network(1)
     # it calls every class by the name of the next one
     odd = ArrayDataset(data.images, (data.labels + 1) % 10)
-    finetune(teacher, odd, epochs=3, batch_size=16, device="cpu")
+    finetune_(teacher, odd, epochs=3, batch_size=16, device="cpu")
     teacher.train()
     before = state(teacher)
 
@@ -141,7 +114,9 @@ def test_a_teacher_draws_the_student_towards_it() -> None:
     students = {weight: network(2) for weight in (0.0, 1.0)}
     start = divergence(students[0.0])
     for weight, student in students.items():
-        finetune(student, data, teacher=teacher, distill_weight=weight, epochs=3, batch_size=16, device="cpu")
+        finetune_(
+            student, data, teacher=teacher, distill_weight=weight, epochs=3, batch_size=16, device="cpu"
+        )
     assert divergence(students[1.0]) < 0.1 * start
     assert divergence(students[0.0]) > 0.5 * start
     assert accuracy(students[0.0], data) > 0.95
@@ -157,7 +132,7 @@ def test_the_teacher_alone_needs_no_true_labels() -> None:
     outcomes = []
     for train in (data, wrong):
         student = network(2)
-        finetune(student, train, teacher=teacher, distill_weight=1.0, epochs=1, batch_size=8, device="cpu")
+        finetune_(student, train, teacher=teacher, distill_weight=1.0, epochs=1, batch_size=8, device="cpu")
         outcomes.append(state(student))
     assert same(*outcomes)
 
@@ -165,7 +140,7 @@ def test_the_teacher_alone_needs_no_true_labels() -> None:
 def test_no_epochs_change_nothing() -> None:
     model = network()
     before = state(model)
-    assert finetune(model, blobs(20), epochs=0, device="cpu") == []
+    assert finetune_(model, blobs(20), epochs=0, device="cpu") == []
     assert same(before, state(model))
     assert not model.training
 
@@ -174,7 +149,7 @@ def test_flags_mode_and_gradients_are_restored() -> None:
     model = network()
     model[0].weight.requires_grad_(False)
     before = model[0].weight.clone()
-    finetune(model, blobs(20), epochs=1, device="cpu")
+    finetune_(model, blobs(20), epochs=1, device="cpu")
     assert not torch.equal(before, model[0].weight)
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
     assert not any(m.training for m in model.modules())
@@ -199,7 +174,7 @@ class Seen(nn.Module):
 def test_channels_come_last_unless_a_forward_pass_fails_so(of: str) -> None:
     model, teacher = network(), network(1)
     model[4], teacher[4] = Seen(flat=of == "student"), Seen(flat=of == "teacher")
-    finetune(model, blobs(20), teacher=teacher, epochs=1, batch_size=10, device="cpu")
+    finetune_(model, blobs(20), teacher=teacher, epochs=1, batch_size=10, device="cpu")
     assert model[4].seen == [of == "none"] * 2
     assert all(p.is_contiguous() for p in model.parameters())
 
@@ -212,7 +187,7 @@ def test_a_cpu_computes_in_bf16_only_when_asked(asked: str | None, monkeypatch: 
     model = network()
     seen: set[torch.dtype] = set()
     model[0].register_forward_hook(lambda layer, given, out: seen.add(out.dtype) if layer.training else None)
-    finetune(model, blobs(100), epochs=3, batch_size=20, device="cpu")
+    finetune_(model, blobs(100), epochs=3, batch_size=20, device="cpu")
     assert seen == {torch.bfloat16 if asked == "bf16" else torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert accuracy(model, blobs(100), device="cpu") > 0.9
@@ -223,14 +198,14 @@ def test_volumes_are_trained_on_as_they_are() -> None:
         nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 4, (1, 3, 3)), nn.Flatten(), nn.LazyLinear(10)
     )
     model(blobs(2).gather(torch.arange(2))[0])
-    [result] = finetune(model, blobs(20), epochs=1, device="cpu")
+    [result] = finetune_(model, blobs(20), epochs=1, device="cpu")
     assert math.isfinite(result.loss)
 
 
 @pytest.mark.parametrize("count", [3, 17, 33])
 def test_a_last_batch_of_one_and_small_sets_train(count: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
-    results = finetune(model, blobs(count), epochs=2, batch_size=16, device="cpu")
+    results = finetune_(model, blobs(count), epochs=2, batch_size=16, device="cpu")
     assert all(math.isfinite(r.loss) for r in results)
     # 3 images are one batch; of 17 and 33 the last image is left out
     assert model[2].num_batches_tracked == 2 * max(1, count // 16)
@@ -239,7 +214,7 @@ def test_a_last_batch_of_one_and_small_sets_train(count: int) -> None:
 def test_gradients_are_clipped_and_small_parameters_do_not_decay() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = state(model)
-    finetune(
+    finetune_(
         model,
         blobs(16),
         epochs=1,
@@ -254,7 +229,7 @@ def test_gradients_are_clipped_and_small_parameters_do_not_decay() -> None:
     assert float(moved.norm()) == pytest.approx(1e-3 * one_cycle(0, 1), rel=1e-3)
 
     model.load_state_dict(before)
-    finetune(
+    finetune_(
         model,
         blobs(16),
         epochs=1,
@@ -274,7 +249,7 @@ def test_a_loss_that_explodes_names_the_learning_rate() -> None:
     data = ArrayDataset(images, torch.arange(32) % 10)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(MintError, match=r"no longer finite at step 1 with lr 0\.5\. Try --lr 0\.1\."):
-        finetune(model, data, epochs=1, batch_size=8, lr=0.5, device="cpu")
+        finetune_(model, data, epochs=1, batch_size=8, lr=0.5, device="cpu")
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
 
@@ -287,7 +262,7 @@ def test_ctrl_c_passes_through_and_restores() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(model, blobs(40), epochs=1, batch_size=8, device="cpu", progress=interrupt)
+        finetune_(model, blobs(40), epochs=1, batch_size=8, device="cpu", progress=interrupt)
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
 
@@ -306,24 +281,24 @@ def test_ctrl_c_passes_through_and_restores() -> None:
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(MintError, match=message):
-        finetune(network(), blobs(20), **options)  # type: ignore[arg-type]
+        finetune_(network(), blobs(20), **options)  # type: ignore[arg-type]
 
 
 def test_too_little_to_train_on() -> None:
     with pytest.raises(MintError, match="at least 2 training images"):
-        finetune(network(), blobs(1), epochs=1, device="cpu")
+        finetune_(network(), blobs(1), epochs=1, device="cpu")
     with pytest.raises(MintError, match="no parameters to train"):
-        finetune(nn.Flatten(), blobs(20), epochs=1, device="cpu")
+        finetune_(nn.Flatten(), blobs(20), epochs=1, device="cpu")
 
 
 def test_accelerates_state_of_the_caller_is_kept() -> None:
     from accelerate.state import AcceleratorState, PartialState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    finetune(network(), blobs(20), epochs=1, device="cpu")
+    finetune_(network(), blobs(20), epochs=1, device="cpu")
     assert PartialState._shared_state == {}
     mine = PartialState(cpu=True)
-    finetune(network(), blobs(20), epochs=1, device="cpu")
+    finetune_(network(), blobs(20), epochs=1, device="cpu")
     assert PartialState._shared_state == vars(mine)
     assert mine.device == torch.device("cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -332,7 +307,7 @@ def test_accelerates_state_of_the_caller_is_kept() -> None:
 def test_digits_are_learnt() -> None:
     data = load_data("digits", input_shape=(1, 8, 8))
     model = network()
-    finetune(model, data.augmented, epochs=4, lr=0.1, batch_size=32, device="cpu")
+    finetune_(model, data.augmented, epochs=4, lr=0.1, batch_size=32, device="cpu")
     assert accuracy(model, data.test) > 0.9
 
 
@@ -340,13 +315,23 @@ def test_digits_are_learnt() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_training_on_a_gpu_gives_the_model_back_as_it_came() -> None:
     model, teacher = network(), network(1)
-    results = finetune(
+    results = finetune_(
         model, blobs(160), teacher=teacher, validation=blobs(160), epochs=3, batch_size=16, device="cuda"
     )
     assert device_of(model) == device_of(teacher) == torch.device("cpu")
     assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
     assert all(math.isfinite(r.loss) for r in results)
     assert accuracy(model, blobs(160), device="cuda") == accuracy(model, blobs(160))
+
+
+def test_the_former_name_still_works_and_says_the_new_one() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"^mint_compress\.finetune is now called finetune_$"
+    ) as caught:
+        former = mint_compress.finetune
+    assert former is finetune_ is mint_compress.finetune_
+    assert caught[0].filename == __file__
+    assert "finetune" not in mint_compress.__all__ and "finetune" not in dir(mint_compress)
 
 
 # ---- going on after an interruption
@@ -359,7 +344,7 @@ class Killed(Exception):
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, halted = network(dropout=0.2), network(dropout=0.2)
     settings: dict[str, Any] = {"epochs": 4, "batch_size": 16, "device": "cpu", "seed": 3}
-    expected = finetune(whole, blobs(50), **settings)
+    expected = finetune_(whole, blobs(50), **settings)
     kept = tmp_path / "state"
 
     def kill(stage: str, done: int, total: int) -> None:
@@ -368,11 +353,11 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) ->
             raise Killed
 
     with pytest.raises(Killed):
-        finetune(halted, blobs(50), checkpoint=kept, progress=kill, **settings)
+        finetune_(halted, blobs(50), checkpoint=kept, progress=kill, **settings)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     halted.load_state_dict(network(1, dropout=0.2).state_dict())  # the file holds the weights as well
     steps: list[int] = []
-    results = finetune(
+    results = finetune_(
         halted, blobs(50), checkpoint=kept, progress=lambda _, done, __: steps.append(done), **settings
     )
     assert steps[0] == 9
@@ -389,13 +374,16 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        finetune(network(), blobs(50), checkpoint=kept, progress=kill, epochs=2, batch_size=16, device="cpu")
+        finetune_(network(), blobs(50), checkpoint=kept, progress=kill, epochs=2, batch_size=16, device="cpu")
     with pytest.raises(MintError, match="of a training with other settings"):
-        finetune(network(), blobs(50), checkpoint=kept, epochs=3, batch_size=16, device="cpu")
+        finetune_(network(), blobs(50), checkpoint=kept, epochs=3, batch_size=16, device="cpu")
     with pytest.raises(MintError, match="is of another network"):
         other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        finetune(other, blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+        finetune_(other, blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+    torch.save({"settings": torch.load(kept)["settings"]}, kept)
+    with pytest.raises(MintError, match="is no state of a training"):
+        finetune_(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
     kept.write_bytes(b"something else")
     with pytest.raises(MintError, match="is no state of a training"):
-        finetune(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+        finetune_(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
     assert kept.read_bytes() == b"something else"

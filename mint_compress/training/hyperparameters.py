@@ -1,0 +1,66 @@
+"""The numbers that decide how a training goes, and which of them make sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mint_compress.errors import MintError
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """How a training goes; with the same ones it can be gone on from where it was interrupted.
+
+    Attributes
+    ----------
+    epochs
+        0 trains nothing.
+    lr
+        The highest learning rate of the cycle.
+    batch_size
+        Over all processes. A last batch of one image is left out: batch normalisation needs two.
+    label_smoothing
+        Share of each label that is spread over all classes, in [0, 1).
+    temperature
+        By which the logits of student and teacher are divided where they are compared.
+    distill_weight
+        Of the divergence from the teacher in the loss, in [0, 1]; cross-entropy has the rest.
+    weight_decay
+        L2 penalty on weights; biases and normalisation are left alone.
+    momentum
+        Nesterov's.
+    max_grad_norm
+        Gradients are scaled down to this norm, lest the first steps undo a repair.
+    seed
+        Decides the order, the augmentation and dropout. On a CPU two runs are equal bit for bit.
+
+    Raises
+    ------
+    MintError
+        One is out of range.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    label_smoothing: float
+    temperature: float
+    distill_weight: float
+    weight_decay: float
+    momentum: float
+    max_grad_norm: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._check(self.epochs >= 0, "epochs", "0 or more")
+        self._check(0 < self.lr < math.inf, "lr", "above 0")
+        self._check(self.batch_size >= 2, "batch_size", "2 or more")
+        self._check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self._check(0 < self.temperature < math.inf, "temperature", "above 0")
+        self._check(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
+        self._check(self.max_grad_norm > 0, "max_grad_norm", "above 0")
+
+    def _check(self, right: bool, name: str, wanted: str) -> None:
+        if not right:
+            raise MintError(f"{name} must be {wanted}, got {getattr(self, name)}.")

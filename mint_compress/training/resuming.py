@@ -1,0 +1,78 @@
+"""The state of a training in a file, from which one that was interrupted goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_compress.errors import MintError
+from mint_compress.files import replacing
+from mint_compress.training.epochs import EpochResult
+from mint_compress.training.hyperparameters import Hyperparameters
+
+KEYS = {"settings", "model", "optimizer", "order", "random", "step", "results"}
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """All that changes in the course of a training.
+
+    Attributes
+    ----------
+    generator
+        Draws the order of the images and the augmentation; what else is drawn comes from PyTorch's own.
+    """
+
+    hyperparameters: Hyperparameters
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+
+    def keep(self, path: Path, step: int, results: list[EpochResult]) -> None:
+        """Write the state after ``step`` batches, and what the epochs so far came to."""
+        state = {
+            "settings": asdict(self.hyperparameters),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "step": step,
+            "results": [asdict(result) for result in results],
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path, device: torch.device) -> tuple[int, list[EpochResult]]:
+        """Take over the state that :meth:`keep` wrote; return the step and the results kept with it.
+
+        Raises
+        ------
+        MintError
+            The file is of something else.
+        """
+        state = _read(path, device)
+        if state["settings"] != asdict(self.hyperparameters):
+            raise MintError(f"{path} is of a training with other settings. Delete it to begin anew.")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # PyTorch's word for other keys or shapes
+            raise MintError(f"{path} is of another network. Delete it to begin anew.") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["order"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        return state["step"], [EpochResult(**result) for result in state["results"]]
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    no_state = MintError(f"{path} is no state of a training. Delete it to begin anew.")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load's: a file that torch did not write can fail in any way
+        raise no_state from error
+    if not isinstance(state, dict) or state.keys() != KEYS:
+        raise no_state
+    return state

@@ -34,6 +34,7 @@ FLOORS = [
     {"compression", "inspecting", "importance"},
     {"sweeping"},
     {"cli"},
+    {"__main__"},
 ]
 ROOMS = [room for floor in FLOORS for room in sorted(floor)]
 
@@ -169,7 +170,18 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
     assert not [(where, what) for where, what in top if what.split(".")[0] in HEAVY]
 
 
-LIGHT = {"__init__", "errors", "files", "progress", "options", "settings", "reporting", "preflight", "cli"}
+LIGHT = {
+    "__init__",
+    "errors",
+    "files",
+    "progress",
+    "options",
+    "settings",
+    "reporting",
+    "preflight",
+    "cli",
+    "__main__",
+}
 
 
 def test_what_the_command_needs_to_refuse_bad_input_is_light() -> None:

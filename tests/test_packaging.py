@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import mint_compress
+
 ROOT = Path(__file__).parent.parent
+FOLDERS = {"mint_compress": ROOT, "mint_exporters": ROOT / "exporters"}
+"""Package -> where its folder lies in the repository."""
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "mint_compress", "exporters")
 
 
@@ -52,12 +56,18 @@ def test_the_top_level_is_the_two_packages(wheel: zipfile.ZipFile) -> None:
     assert top - info == {"mint_compress", "mint_exporters"}
 
 
+def test_every_folder_with_source_is_a_package() -> None:
+    """The packages are found by their __init__.py: a room without one would be left out."""
+    folders = {path.parent for name, root in FOLDERS.items() for path in (root / name).rglob("*.py")}
+    assert folders and not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
 def test_every_source_file_is_in_it(wheel: zipfile.ZipFile) -> None:
     inside = set(wheel.namelist())
-    for folder, root in (("mint_compress", ROOT), ("mint_exporters", ROOT / "exporters")):
+    for folder, root in FOLDERS.items():
         sources = {path.relative_to(root).as_posix() for path in (root / folder).rglob("*.py")}
         assert sources and sources <= inside
-    assert "mint_compress/py.typed" in inside
+    assert {"mint_compress/py.typed", "mint_compress/checkpoints/architectures.json"} <= inside
 
 
 def test_metadata_names_the_licence_the_command_and_the_exporter(wheel: zipfile.ZipFile) -> None:
@@ -91,3 +101,25 @@ def test_the_two_runtimes_are_never_required_together(wheel: zipfile.ZipFile) ->
         chosen = [one.name for one in runtimes if one.marker is not None and one.marker.evaluate(here)]
         gpu = (system, machine) in {("linux", "x86_64"), ("win32", "AMD64")}
         assert chosen == ["onnxruntime-gpu" if gpu else "onnxruntime"]
+
+
+# The package without the script
+
+
+def module(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mint_compress", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_module_is_the_command() -> None:
+    done = module("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"mint-compress, version {mint_compress.__version__}\n"
+    usage = module("bench", "--help").stdout.splitlines()[0]
+    assert usage == "Usage: mint-compress bench [OPTIONS] A.onnx B.onnx"
+
+
+def test_the_module_refuses_bad_input_as_the_command_does() -> None:
+    done = module("absent.pt", "--ratio", "0.5", "-o", "out.onnx")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: No such model file: 'absent.pt'. Check the path.\n"

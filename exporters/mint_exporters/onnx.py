@@ -1,15 +1,11 @@
-"""ONNX files, written by PyTorch's exporter and run by ONNX Runtime."""
+"""ONNX files, written by PyTorch's exporter."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
 import io
-import logging
 import os
 import tempfile
-import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,23 +16,18 @@ import torch
 from torch import nn
 
 import mint_compress
-from mint_compress.errors import CheckFailed, MintError
-from mint_compress.exporting.protocol import Array, ExportResult, InputSpec, on_cpu
+from mint_compress.errors import CheckFailed, MintError, our_own
+from mint_compress.exporting.protocol import ExportResult, on_cpu
 from mint_compress.nn.io import Inputs, mapped, tensors
+from mint_exporters.messages import one_line
 from mint_exporters.onnx_attention import FourDimensional
+from mint_exporters.onnx_session import OnnxSession
 
 if TYPE_CHECKING:
     import onnx_ir
 
-_log = logging.getLogger(__name__)
-
 LARGEST_SINGLE_FILE = 1_900_000_000
 """Bytes of weights; protobuf cannot hold a message of 2 GiB."""
-
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
-_DEVICES = ("auto", "cpu", "cuda")
-_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 class OnnxExporter:
@@ -97,46 +88,6 @@ class OnnxExporter:
         return OnnxSession(Path(path), device=device, threads=threads)
 
 
-class OnnxSession:
-    """A model in ONNX Runtime, on CUDA or the CPU (TensorRT is never asked for)."""
-
-    def __init__(self, path: Path, *, device: str = "auto", threads: int = 1) -> None:
-        if device not in _DEVICES:
-            raise MintError(f"Unknown device '{device}'. Choose from: {', '.join(_DEVICES)}.")
-        if not path.is_file():
-            raise MintError(f"No such file: '{path}'.")
-        self._path = path
-        self._session = _inference_session(path, device, threads)
-        self._names = [item.name for item in self._session.get_inputs()]
-
-    @property
-    def provider(self) -> str:
-        """The provider ONNX Runtime really loaded, not the one it was asked for."""
-        return str(self._session.get_providers()[0])
-
-    @property
-    def inputs(self) -> list[InputSpec]:
-        """Name, shape (None: dynamic) and NumPy dtype of each input."""
-        return [
-            InputSpec(
-                item.name,
-                tuple(size if isinstance(size, int) else None for size in item.shape),
-                _numpy_name(item.type),
-            )
-            for item in self._session.get_inputs()
-        ]
-
-    def run(self, inputs: tuple[Array, ...]) -> list[Array]:
-        """Run one batch; raise MintError where the number, shapes or dtypes of the inputs do not fit."""
-        if len(inputs) != len(self._names):
-            raise MintError(f"'{self._path}' takes {len(self._names)} inputs, {len(inputs)} were given.")
-        try:
-            outputs: list[Array] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise MintError(f"ONNX Runtime cannot run '{self._path}': {_one_line(error)}") from error
-        return outputs
-
-
 def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dict[str, tuple[int, ...]]]:
     """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic.
 
@@ -149,8 +100,8 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
     dynamic = torch.export.ShapesCollection()
     for x in tensors(given):
         dynamic[x] = {0: "batch"}
-    try:
-        with on_cpu(model) as network, torch.no_grad(), _quiet(), FourDimensional():
+    with on_cpu(model) as network, torch.no_grad(), _quiet(), FourDimensional():
+        with _exporting(model):
             program = torch.onnx.export(
                 network,
                 args,
@@ -162,15 +113,23 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
                 external_data=False,
                 optimize=False,
             )
-            assert program is not None
-            weights = _weights(program.model)
+        assert program is not None
+        weights = _weights(program.model)
+        with _exporting(model):
             _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
-    except Exception as error:  # the exporter raises whatever its many passes raise
+    return program.model, weights
+
+
+@contextlib.contextmanager
+def _exporting(model: nn.Module) -> Iterator[None]:
+    """PyTorch's exporter and optimiser at work: they raise whatever their many passes raise."""
+    try:
+        yield
+    except Exception as error:
         root = _root(error)
         raise MintError(
-            f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {_one_line(root)}"
+            f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {one_line(root)}"
         ) from error
-    return program.model, weights
 
 
 def _weights(traced: onnx_ir.Model) -> dict[str, tuple[int, ...]]:
@@ -190,13 +149,14 @@ def _optimize_(traced: onnx_ir.Model, weights: set[str]) -> None:
     weights = set(weights)
 
     def should_fold(node: onnx_ir.Node) -> bool | None:
-        if not any(value is not None and value.name in weights for value in node.inputs):
-            return None
-        readers = {use.node.op_type for use in node.outputs[0].uses()}
-        turned = node.op_type == "Transpose" and readers <= {"MatMul", "Gemm"}
-        if turned:
-            weights.add(str(node.outputs[0].name))
-        return None if turned else False
+        with our_own():
+            if not any(value is not None and value.name in weights for value in node.inputs):
+                return None
+            readers = {use.node.op_type for use in node.outputs[0].uses()}
+            turned = node.op_type == "Transpose" and readers <= {"MatMul", "Gemm"}
+            if turned:
+                weights.add(str(node.outputs[0].name))
+            return None if turned else False
 
     optimizer.optimize_ir(traced, should_fold=should_fold)
 
@@ -234,7 +194,7 @@ def _save(traced: onnx_ir.Model, path: Path) -> tuple[Path, ...]:
         try:
             onnx.checker.check_model(str(draft))
         except onnx.checker.ValidationError as error:
-            raise CheckFailed(f"The ONNX checker refuses '{path.name}': {_one_line(error)}") from error
+            raise CheckFailed(f"The ONNX checker refuses '{path.name}': {one_line(error)}") from error
         names = (data, path.name) if data else (path.name,)
         for name in names:
             os.replace(Path(folder) / name, path.parent / name)
@@ -260,47 +220,6 @@ def _stored_matrices(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in stored.items() if len(shape) >= 2}
 
 
-def _inference_session(path: Path, device: str, threads: int) -> Any:
-    import onnxruntime
-
-    _warn_of_two_runtimes()
-    onnxruntime.set_default_logger_severity(4)  # a provider that does not load writes in red
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    providers: list[Any] = [_CPU]
-    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
-            onnxruntime.preload_dlls()
-        # TF32 keeps ten bits of the mantissa: too coarse for parity with the original
-        providers = [(_CUDA, {"use_tf32": "0"}), _CPU]
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise MintError(f"'{path}' is not a model ONNX Runtime can open: {_one_line(error)}") from error
-    loaded = session.get_providers()
-    if device == "cuda" and _CUDA not in loaded:
-        raise MintError(
-            f"CUDA was asked for, but ONNX Runtime loaded {', '.join(loaded)}. "
-            "Install onnxruntime-gpu[cuda,cudnn] and an NVIDIA driver, or ask for the CPU."
-        )
-    return session
-
-
-@functools.cache
-def _warn_of_two_runtimes() -> None:
-    found = []
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{package} {importlib.metadata.version(package)}")
-    if len(found) == 2:
-        _log.warning(
-            "%s are both installed and overwrite each other's files. Uninstall both, then install one.",
-            " and ".join(found),
-        )
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what the exporter warns of, logs and prints (whole graphs, when it fails) from the terminal."""
@@ -308,11 +227,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         warnings.simplefilter("ignore")
         yield
-
-
-def _numpy_name(kind: str) -> str:
-    element = kind.removeprefix("tensor(").removesuffix(")")
-    return _NUMPY_NAMES.get(element, element)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -328,11 +242,3 @@ def _where(error: BaseException) -> str:
         if path.exists() and path.parent != standard and not folders & {*path.parents}:
             return f" ({path.name}, line {frame.lineno})"
     return ""
-
-
-def _one_line(error: BaseException) -> str:
-    """The message on one line, of a readable length, without ONNX Runtime's preamble."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" failed:", 1)[-1]
-    return textwrap.shorten(text, 300, placeholder=" …")

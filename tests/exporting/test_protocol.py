@@ -1,6 +1,5 @@
 """Exporters: discovery, what the ONNX file holds and hides, and how it runs."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -334,16 +333,3 @@ def test_output_folder_must_exist(model: Chain, tmp_path: Path) -> None:
     with pytest.raises(MintError, match="is a folder"):
         (tmp_path / "out.onnx").mkdir()
         export(model, (torch.randn(1, 3, 8, 8),), tmp_path / "out.onnx")
-
-
-def test_two_runtimes_side_by_side_are_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        info = tmp_path / f"{name.replace('-', '_')}-9.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        onnx_exporter._warn_of_two_runtimes.__wrapped__()
-    assert "onnxruntime 9.0 and onnxruntime-gpu 9.0 are both installed" in caplog.text

@@ -21,12 +21,12 @@ import click
 import torch
 from torch import Tensor
 
-from mint_compress.estimators.gaussian import gaussian
 from mint_compress.estimators.gmi import gmi
 from mint_compress.estimators.mint import mint
+from mint_compress.estimators.parametric import parametric
 
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
-    "gaussian": gaussian,
+    "parametric": parametric,
     "gmi, k-NN": gmi,
     "gmi, tree": lambda *sides, **rest: gmi(*sides, graph="mst", **rest),
     "mint (raw)": mint,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mint_compress.errors import MintError
+from mint_compress.estimators import BUILT_IN, added, uses_samples
 from mint_compress.options import (
     COUNT,
     FINITE,
@@ -29,22 +30,11 @@ from mint_compress.options import (
     options_of,
 )
 
-ESTIMATORS = ("gaussian", "gmi", "mint", "knn")
-"""The built-in ones; packages may add others under the entry-point group of that name."""
 CALIBRATION_IMAGES = 1024
 SAMPLES_PER_CLASS = 250
 """Unless the user says otherwise, and as far as there are so many."""
 
 Cost = Literal["params", "macs", "both"]
-
-
-def added_estimators() -> tuple[str, ...]:
-    """Those of installed packages, by name (entry points mint_compress.estimators)."""
-    from importlib.metadata import entry_points
-
-    # a walk over all packages
-    added = {point.name for point in entry_points(group="mint_compress.estimators")}
-    return tuple(sorted(added - set(ESTIMATORS)))
 
 
 @dataclass(frozen=True)
@@ -157,10 +147,10 @@ class Scoring(Group):
 
     estimator: str = option(
         "gaussian",
-        f"{', '.join(ESTIMATORS)}, or one that a package adds.",
+        f"{', '.join(BUILT_IN)}, or one that a package adds.",
         metavar="NAME",
-        choices=ESTIMATORS,
-        further=added_estimators,
+        choices=BUILT_IN,
+        further=added,
     )
     calibration_images: int | None = option(
         None, "For scoring and repair.", metavar="N", kind=int, rule=COUNT,
@@ -181,7 +171,7 @@ class Scoring(Group):
     @property
     def takes_samples(self) -> bool:
         """Whether the estimator looks at sampled activations, not at second moments."""
-        return self.estimator != "gaussian"
+        return uses_samples(self.estimator)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import mint_compress as mc
 from mint_compress.estimators import find_estimator
 from mint_compress.estimators.backward import backward_elimination
 from mint_compress.estimators.gmi import gmi
+from mint_compress.estimators.parametric import parametric
 from mint_compress.training import finetuning
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -128,6 +129,7 @@ def main(folder: str) -> None:
     cases = {name: stages(name) for name in NETWORKS if name not in UNTIED_BY_THE_MOVE}
     cases |= {name: estimates(find_estimator(name)) for name in ("gaussian", "gmi", "mint", "knn")}
     cases["tree"] = estimates(lambda children, parents: gmi(children, parents, graph="mst"))
+    cases["parametric"] = estimates(parametric)
     cases["backward"] = estimates(lambda children, parents: backward_elimination(children, parents).loss)
     cases |= {"torch-pruning": through_torch_pruning, "training": training}
     for name, computed in cases.items():

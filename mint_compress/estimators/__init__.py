@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from mint_compress.errors import MintError
 from mint_compress.progress import Progress
 
-BUILT_IN = ("gaussian", "gmi", "mint", "knn")
-"""Each is the function of that name in the module of that name."""
+if TYPE_CHECKING:  # what takes what is asked before torch is there
+    from torch import Tensor
+
+Input = Literal["moments", "samples"]
+"""What a run scores from: second moments of a layer's inputs, or sampled spatial means of both its sides."""
+
+TAKES: Mapping[str, Input] = {"gaussian": "moments", "gmi": "samples", "mint": "samples", "knn": "samples"}
+"""What each built-in estimator is given in a run; those of other packages are given samples."""
+
+BUILT_IN = tuple(TAKES)
+"""Each is, on samples, the function of that name in the module of that name."""
 
 ENTRY_POINTS = "mint_compress.estimators"
+
+
+def uses_samples(estimator: str) -> bool:
+    """Whether a run gives an estimator of that name samples, and not moments."""
+    return TAKES.get(estimator, "samples") == "samples"
+
+
+def added() -> tuple[str, ...]:
+    """Names of the estimators of installed packages, after a walk over all of them."""
+    return tuple(sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - set(BUILT_IN)))
 
 
 class Estimator(Protocol):
@@ -55,7 +73,7 @@ def find_estimator(name: str) -> Estimator:
         return cast(Estimator, getattr(import_module(f"{__name__}.{name}"), name))
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
-        names = ", ".join([*BUILT_IN, *sorted(set(found) - set(BUILT_IN))])
+        names = ", ".join([*BUILT_IN, *added()])
         raise MintError(f"Unknown estimator {name!r}. Choose from: {names}.")
     try:
         return cast(Estimator, found[name].load())

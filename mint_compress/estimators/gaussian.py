@@ -1,42 +1,27 @@
-"""Conditional mutual information of jointly Gaussian variables, from samples, in closed form.
+"""``gaussian`` on samples: the second moments that :mod:`mint_compress.estimators.regression` takes.
 
-For a group of children y = W' x with parents x of precision K and residual covariance R, observation
-noise included, a block p of parents has, given all other parents,
-
-    I(y ; x_p | x_rest) = 1/2 logdet(1 + R^-1 w_p' K_pp^-1 w_p)      (nats)
-
-:mod:`mint_compress.estimators.elimination` has the form for second moments,
-:mod:`mint_compress.estimators.backward` removes parents one after the other.
+The map from parents to children is least squares. Where children are a linear map of their parents, as the
+outputs of a layer are, that is the layer's own, so that the scores are those which the command computes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mint_compress.errors import MintError
-from mint_compress.estimators.copula import normal_scores
-from mint_compress.estimators.elimination import cholesky
-from mint_compress.estimators.memory import at_once
-from mint_compress.estimators.samples import (
-    Samples,
-    check_samples,
-    check_share,
-    full_precision,
-    mean_square,
+from mint_compress.estimators.products import (
+    COARSE_PARENT,
+    SINGULAR,
+    column_products,
+    common_type,
+    correlations,
 )
+from mint_compress.estimators.regression import NOISE, RIDGE, Regression, regression
+from mint_compress.estimators.samples import Samples, check_samples, check_share
 from mint_compress.progress import Progress
-
-SINGULAR = 1e-10
-"""A column of whose variance the others leave no more than this is taken for determined."""
-STRIP = 128
-"""Columns of a symmetric product that are computed at once: fast on a CPU, a quarter saved at 512."""
-COARSE_PARENT, COARSE_CHILD = 1e-3, 0.02
-"""Where less than this is left of a variance, float32 products would cost more than 1e-5 nats."""
 
 
 def gaussian(
@@ -45,19 +30,18 @@ def gaussian(
     *,
     child_groups: Tensor | None = None,
     parent_groups: Tensor | None = None,
-    noise: float = 1e-2,
-    ridge: float = 0.0,
-    shrinkage: float | str = 0.0,
-    copula: bool = False,
-    correct: bool = True,
+    noise: float = NOISE,
+    ridge: float = RIDGE,
+    importance: Tensor | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """I(child group; parent group | all other parents) for all pairs, as if jointly Gaussian.
+    """What each parent group says about the noisy children of each group, all other parents being given.
 
-    All pairs come from one factorisation. The products of the samples are taken in their own type
-    (float32 only if both are, and again in float64 where little of a variance is left), the rest
-    in float64. Rescaling or shifting a column changes nothing.
+    Every child counts by itself, ``1/2 log(1 + w_p' K_pp^-1 w_p / r)``, see
+    :mod:`mint_compress.estimators.regression`: what the command scores by, before it takes the mean over a
+    layer's children. :func:`mint_compress.estimators.parametric.parametric` estimates the conditional mutual
+    information of the samples themselves.
 
     Parameters
     ----------
@@ -66,256 +50,122 @@ def gaussian(
     child_groups, parent_groups
         ``(C,)`` and ``(d,)`` labels 0..Q-1 and 0..P-1; None: every column by itself.
     noise
-        Observation noise as a share of each child's variance, added to its residual variance.
+        Observation noise as a share of each child's variance.
     ridge
-        Added to each parent's variance, as a share of it. Duplicate parents, or more columns than
-        rows, need one, or shrinkage.
-    shrinkage
-        Share, from 0 to 1, by which the correlations of children and parents alike are shrunk
-        towards 0, or ``oas``: the share with the least expected error, estimated from the rows.
-    copula
-        Use the ranks only, as normal scores: no monotone map of a column changes anything, and
-        outliers weigh little. See :func:`mint_compress.estimators.copula.normal_scores`.
-    correct
-        Subtract the bias of independent, jointly Gaussian rows, which is exact with ``noise=0``,
-        ``ridge=0`` and without copula, and needs n > d + (columns of the widest child group). Noise
-        is not estimated, so with it, where parents explain nearly all of a child, estimates are low
-        by up to 1/2 log(n / (n - d)) per child column, much the same for every parent. With a copula
-        the same is subtracted, which is right where rows are independent and child and parents
-        have little to do with each other. With shrinkage nothing is subtracted: shrunk correlations
-        do not have that bias but one of their own, towards 0.
+        Added to each parent's variance, as a share of the mean of the variances. Where parents determine
+        one another, there must be one; of the maps that fit alike, the shortest is taken then.
+    importance
+        ``(C,)`` what a unit of variance in each child counts for; it shares the noise out.
     seed
         Part of the protocol; nothing is drawn.
     progress
-        Called with ("gaussian", pairs done, pairs in all).
+        Called once with ("gaussian", pairs in all, pairs in all).
 
     Returns
     -------
     Tensor
-        ``(Q, P)`` float64 nats. Corrected estimates of 0 scatter around 0.
+        ``(Q, P)`` float64 nats, summed over the children of a group. Nothing is corrected for bias.
 
     Raises
     ------
     MintError
-        NaN or infinite values, shapes and labels that do not fit; parents (without ridge or
-        shrinkage) or children (without noise) that others determine; too few rows for the correction.
-
-    References
-    ----------
-    N. Misra, H. Singh, E. Demchuk, "Estimation of the entropy of a multivariate normal
-    distribution", Journal of Multivariate Analysis 92(2), 2005 (the correction).
-    Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero, "Shrinkage algorithms for MMSE covariance
-    estimation", IEEE Transactions on Signal Processing 58(10), 2010, eq. 23 (``oas``).
+        NaN or infinite values, shapes and labels that do not fit, a noise of 0; without a ridge, parents
+        that others determine.
     """
-    check_share("noise", noise)
-    check_share("ridge", ridge)
-    dtype = common_type(children, parents)
-    if copula:
-        children, parents = normal_scores("children", children), normal_scores("parents", parents)
-    samples = check_samples(children, parents, child_groups, parent_groups, dtype=dtype)
-    if correct and shrinkage == 0:
-        _check_rows(samples)
-    fit = fit_parents(samples, noise=noise, ridge=ridge, shrinkage=shrinkage)
-    return _all_pairs(samples, fit, correct and shrinkage == 0, progress)
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """Least squares of the standardised children on all standardised parents.
-
-    Attributes
-    ----------
-    children
-        ``(n, C)`` the samples.
-    covariance, cross
-        ``(d, d)`` of the parents, ridge included, and ``(d, C)`` of parents and children; shrunk.
-    precision
-        ``(d, d)`` inverse of the parents' covariance. A constant parent stands apart.
-    weight
-        ``(d, C)``: ``precision @ cross``.
-    residual
-        ``(C,)`` what all parents together leave of each child's variance, noise included; 1 for a
-        constant child.
-    shrinkage
-        The share by which correlations were shrunk.
-    """
-
-    children: Tensor
-    covariance: Tensor
-    cross: Tensor
-    precision: Tensor
-    weight: Tensor
-    residual: Tensor
-    shrinkage: float
-
-    @property
-    def least_of_parents(self) -> float:
-        """The least share of its variance that the others leave of a parent; 0 at worst."""
-        return _least(self.precision.diagonal().reciprocal())
-
-    @property
-    def least_of_children(self) -> float:
-        """The least share of its variance that is left of a child, noise included; 0 at worst."""
-        return _least(self.residual)
-
-    def whitening(self, groups: Tensor) -> Tensor:
-        """``(Q, a, a)`` inverse Cholesky factors of the residual covariance of child groups ``(Q, a)``."""
-        if groups.shape[1] == 1:
-            return self.residual[groups].rsqrt()[:, :, None]
-        rows = self.children.T.contiguous()[groups]
-        with full_precision():
-            among = (rows @ rows.mT).double() * ((1 - self.shrinkage) / len(self.children))
-        among -= self.cross.T[groups] @ self.weight.T[groups].mT
-        among.diagonal(dim1=1, dim2=2).copy_(self.residual[groups])
-        return _inverse_factor(among, "of a child group")
-
-    def nats(self, parents: Tensor, children: Tensor, whiten: Tensor) -> Tensor:
-        """``(Q, P)`` plug-in nats of parent groups ``(P, b)`` and whitened child groups ``(Q, a)``."""
-        (a, b) = children.shape[1], parents.shape[1]
-        if a == b == 1:  # by far the most frequent; in place, as new memory costs more than arithmetic
-            share = self.weight.T.index_select(0, children[:, 0]).index_select(1, parents[:, 0])
-            share.square_().div_(self.precision.diagonal()[parents[:, 0]]).mul_(whiten[:, 0].square())
-            return share.log1p_().mul_(0.5)
-        own = self.precision[parents[:, :, None], parents[:, None, :]]
-        # (P, b, C); its products over b are w_p' K_pp^-1 w_p
-        reach = _inverse_factor(own, "of a parent group") @ self.weight[parents]
-        if a == 1:
-            share = reach.square().sum(1).T.contiguous()[children[:, 0]]
-            return share.mul_(whiten[:, 0].square()).log1p_().mul_(0.5)
-        signal = reach[:, :, children].permute(2, 0, 1, 3).flatten(1, 2) @ whiten.mT
-        if b == 1:
-            return signal.square().sum(2).log1p_().mul_(0.5)
-        signal = signal.unflatten(1, parents.shape)  # (Q, P, b, a)
-        inner = signal.mT @ signal if a < b else signal @ signal.mT
-        inner.diagonal(dim1=2, dim2=3).add_(1)
-        return cholesky(inner, "of a pair").diagonal(dim1=2, dim2=3).log().sum(2)
-
-
-def _least(values: Tensor) -> float:
-    return max(0.0, float(values.nan_to_num(0).min())) if len(values) else 1.0
-
-
-def _inverse_factor(matrix: Tensor, whose: str) -> Tensor:
-    """Inverse of the lower Cholesky factor of ``(..., m, m)``."""
-    factor = cholesky(matrix, whose)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    return inverse
-
-
-def common_type(children: Tensor, parents: Tensor) -> torch.dtype:
-    """The type in which samples are multiplied: float32 if both are, else float64."""
-    return torch.float32 if children.dtype == parents.dtype == torch.float32 else torch.float64
-
-
-def fit_parents(samples: Samples, *, noise: float, ridge: float, shrinkage: float | str = 0.0) -> Fit:
-    """Regress all children on all parents; see :func:`gaussian` for the parameters and errors."""
-    if not (shrinkage == "oas" or (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1)):
-        raise MintError(f"shrinkage must be a number from 0 to 1, or 'oas', not {shrinkage!r}.")
-    fit = _fit(samples, samples.parents.dtype, noise, ridge, shrinkage)
-    if samples.parents.dtype == torch.float32 and (
-        fit.least_of_parents < COARSE_PARENT or fit.least_of_children < COARSE_CHILD
-    ):
-        fit = _fit(samples, torch.float64, noise, ridge, shrinkage)
-    if fit.least_of_parents <= SINGULAR:
-        raise MintError(
-            f"The covariance of {sum(map(len, samples.parent_groups))} parents over {samples.rows} rows "
-            f"(ridge {ridge:g}) is singular. Use more samples, or a larger ridge."
-        )
-    if fit.least_of_children <= SINGULAR:
-        raise MintError("A child is determined by its parents. Give it an observation noise, such as 1e-2.")
-    return fit
-
-
-def _fit(samples: Samples, dtype: torch.dtype, noise: float, ridge: float, shrinkage: float | str) -> Fit:
-    x, y, rows = samples.children.to(dtype), samples.parents.to(dtype), samples.rows
-    with full_precision():
-        covariance, cross = _with_itself(y).double().div_(rows), (y.T @ x).double().div_(rows)
-        share = _oas(covariance, cross, x) if isinstance(shrinkage, str) else float(shrinkage)
-    constant = covariance.diagonal() == 0
-    if share:
-        covariance, cross = covariance * (1 - share), cross * (1 - share)
-    covariance.diagonal().add_(share + ridge).masked_fill_(constant, 1)
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    singular = bool(failed)
-    precision = torch.full_like(factor, math.inf) if singular else torch.cholesky_inverse(factor)
-    weight = precision @ cross
-    own = mean_square(x).double()
-    residual = own.lerp(torch.ones_like(own), share) + noise - _column_products(cross, weight)
-    return Fit(x, covariance, cross, precision, weight, residual.masked_fill_(own == 0, 1), share)
-
-
-def _column_products(one: Tensor, other: Tensor) -> Tensor:
-    """``(one * other).sum(0)``, some rows at a time: what stays in the cache costs nothing."""
-    strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
-    return torch.stack([(a * b).sum(0) for a, b in strips]).sum(0)
-
-
-def _with_itself(values: Tensor) -> Tensor:
-    """``values.T @ values``, without most of what symmetry gives."""
-    out = values.new_empty(values.shape[1], values.shape[1])
-    for at in range(0, len(out), STRIP):
-        strip = values[:, at:].T @ values[:, at : at + STRIP]
-        out[at:, at : at + STRIP] = strip
-        out[at : at + STRIP, at + STRIP :] = strip[STRIP:].T
-    return out
-
-
-def _oas(covariance: Tensor, cross: Tensor, children: Tensor) -> float:
-    """The shrinkage of the joint correlation matrix with the least expected error (eq. 23)."""
-    rows = len(children)
-    among = _with_itself(children).double() / rows
-    size = int((covariance.diagonal() > 0).sum() + (among.diagonal() > 0).sum())
-    if size < 2:
-        return 0.0
-    squares = float(covariance.square().sum() + 2 * cross.square().sum() + among.square().sum())
-    above = (1 - 2 / size) * squares + size**2
-    below = (rows + 1 - 2 / size) * (squares - size)
-    return 1.0 if above >= below else above / below
-
-
-def _all_pairs(samples: Samples, fit: Fit, correct: bool, progress: Progress | None) -> Tensor:
-    device = fit.weight.device
-    out = fit.weight.new_zeros(len(samples.child_groups), len(samples.parent_groups))
-    columns = sum(map(len, samples.parent_groups))
-    done = 0
-    for q, child in _by_width(samples.child_groups, device):
-        whiten = fit.whitening(child)
-        for p, parent in _by_width(samples.parent_groups, device):
-            (count, a), b = child.shape, parent.shape[1]
-            bias = _bias(samples.rows - 1 - (columns - b), a, b) if correct else 0.0
-            memory = 8 * (2 * b * len(fit.residual) + 3 * count * (a * b + min(a, b) ** 2 + 1))
-            size = at_once(memory, device)
-            for into, some in zip(p.split(size), parent.split(size), strict=True):
-                nats = fit.nats(some, child, whiten).sub_(bias)
-                # whole rows at once are several times as fast
-                out[q if len(into) == out.shape[1] else (q[:, None], into)] = nats
-                done += count * len(into)
-                if progress:
-                    progress("gaussian", done, out.numel())
-    if progress and done < out.numel():  # groups without columns are done without work
+    samples = check_samples(
+        children, parents, child_groups, parent_groups, dtype=common_type(children, parents)
+    )
+    problem = least_squares(samples).problem(noise=noise, ridge=ridge, importance=importance)
+    nats = problem.nats(torch.arange(len(samples.parent_groups), device=problem.weight.device))
+    columns, owner = _labelled(samples.child_groups)
+    out = nats.new_zeros(len(samples.child_groups), len(samples.parent_groups))
+    out.index_add_(0, owner.to(nats.device), nats.T[columns.to(nats.device)])
+    if progress:
         progress("gaussian", out.numel(), out.numel())
     return out
 
 
-def _by_width(groups: list[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers ``(Q,)`` and columns ``(Q, a)`` of the groups of each width that occurs."""
-    for width in sorted({len(g) for g in groups} - {0}):
-        those = [i for i, g in enumerate(groups) if len(g) == width]
-        yield torch.tensor(those, device=device), torch.stack([groups[i] for i in those]).to(device)
+@dataclass(frozen=True, eq=False)
+class LeastSquares:
+    """Children as a linear map of their parents, in the units of the samples, and what it leaves.
+
+    Attributes
+    ----------
+    samples
+        What was fitted.
+    covariance
+        ``(d, d)`` of the parents.
+    weight
+        ``(d, C)``; 0 for constant parents.
+    unexplained
+        ``(C,)`` variance that is left of each child.
+    unique
+        Whether no parent is determined by others; else it is the shortest map on standardised parents.
+    """
+
+    samples: Samples
+    covariance: Tensor
+    weight: Tensor
+    unexplained: Tensor
+    unique: bool
+
+    def problem(
+        self, *, noise: float, ridge: float, importance: Tensor | None = None, scale: float = 1.0
+    ) -> Regression:
+        """What these moments are to :func:`mint_compress.estimators.regression.regression`."""
+        check_share("noise", noise)
+        check_share("ridge", ridge)
+        groups = self.samples.parent_groups
+        if not (self.unique or ridge):
+            raise MintError(
+                f"The covariance of {sum(map(len, groups))} parents over {self.samples.rows} rows "
+                f"(ridge {ridge:g}) is singular. Use more samples, or a larger ridge."
+            )
+        columns, owner = _labelled(groups)
+        column_units = torch.full((len(self.weight),), -1)  # constant columns belong to nobody
+        column_units[columns] = owner
+        return regression(
+            self.covariance, self.weight, column_units.to(self.weight.device), len(groups),
+            unexplained=self.unexplained, noise=noise, ridge=ridge, importance=importance, scale=scale,
+        )  # fmt: skip
 
 
-def _check_rows(samples: Samples) -> None:
-    columns = sum(map(len, samples.parent_groups))
-    free = samples.rows - columns - max(map(len, samples.child_groups), default=0)
-    if columns and free < 1:
-        raise MintError(
-            f"{samples.rows} rows are too few for {columns} parent columns: the bias correction "
-            f"needs {samples.rows + 1 - free}. Draw more samples, or pass correct=False and a ridge."
-        )
+def least_squares(samples: Samples) -> LeastSquares:
+    """Regress all children on all parents; float32 samples are multiplied as such where that suffices."""
+    correlation, cross = correlations(samples, samples.parents.dtype)
+    factor, left = _factor(correlation)
+    if samples.parents.dtype == torch.float32 and left < COARSE_PARENT:
+        correlation, cross = correlations(samples, torch.float64)
+        factor, left = _factor(correlation)
+    unique = left > SINGULAR
+    if unique:
+        weight = torch.cholesky_solve(cross, factor)
+    else:
+        weight = torch.linalg.pinv(correlation, hermitian=True, rtol=SINGULAR) @ cross
+    own, deviation = samples.parent_units[1], samples.child_units[1]
+    share = (deviation > 0).double().sub_(column_products(cross, weight)).clamp_min_(0)
+    return LeastSquares(
+        samples,
+        correlation.mul_(own).mul_(own[:, None]),
+        weight.mul_(deviation).div_(own.masked_fill(own == 0, 1)[:, None]),
+        share * deviation.square(),
+        unique,
+    )
 
 
-def _bias(freedom: int, a: int, b: int) -> float:
-    """What the plug-in estimate is too large by: a Wishart determinant's mean log, twice."""
-    i = torch.arange(a, dtype=torch.float64)
-    return float(0.5 * (torch.digamma((freedom - i) / 2) - torch.digamma((freedom - b - i) / 2)).sum())
+def _factor(correlation: Tensor) -> tuple[Tensor, float]:
+    """Cholesky factor, and the least share of its variance that the parents before it leave of one."""
+    constant = correlation.diagonal() == 0
+    matrix = correlation.clone()
+    matrix.diagonal().masked_fill_(constant, 1)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed):
+        return factor, 0.0
+    return factor, float(factor.diagonal().square().min()) if len(factor) else 1.0
+
+
+def _labelled(groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The columns of all groups, and the group of each."""
+    sizes = torch.tensor([len(g) for g in groups], dtype=torch.long)
+    columns = torch.cat([torch.zeros(0, dtype=torch.long), *groups])
+    return columns, torch.arange(len(groups)).repeat_interleave(sizes)

@@ -25,6 +25,8 @@ class Samples:
     children, parents
         ``(n, C)`` and ``(n, d)``, each column with mean 0 and variance 1; a constant column is all
         zero.
+    child_units, parent_units
+        ``(2, C)`` and ``(2, d)`` float64: mean and standard deviation of the columns as they were given.
     child_groups, parent_groups
         Columns of each group, ascending, on the CPU. Constant columns, which say nothing, are left
         out; a group may be empty.
@@ -32,6 +34,8 @@ class Samples:
 
     children: Tensor
     parents: Tensor
+    child_units: Tensor
+    parent_units: Tensor
     child_groups: list[Tensor]
     parent_groups: list[Tensor]
 
@@ -68,13 +72,15 @@ def check_samples(
             f"children have {len(children)} rows and parents {len(parents)}: "
             "give both sides of the same images, two or more."
         )
-    x, constant_x = _standardised("children", children, dtype)
-    y, constant_y = _standardised("parents", parents, dtype)
+    x, units_x = _standardised("children", children, dtype)
+    y, units_y = _standardised("parents", parents, dtype)
     return Samples(
         x,
         y,
-        _columns("child_groups", child_groups, constant_x),
-        _columns("parent_groups", parent_groups, constant_y),
+        units_x,
+        units_y,
+        _columns("child_groups", child_groups, units_x[1] == 0),
+        _columns("parent_groups", parent_groups, units_y[1] == 0),
     )
 
 
@@ -119,9 +125,10 @@ def full_precision() -> Iterator[None]:
 
 
 def _standardised(what: str, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The columns with mean 0 and variance 1, and a ``(columns,)`` mask of the constant ones.
+    """The columns with mean 0 and variance 1, and their ``(2, columns)`` means and standard deviations.
 
-    A column whose variance cannot be told from rounding, or is no number, is looked at more closely.
+    A constant column has a deviation of exactly 0. One whose variance cannot be told from rounding, or is
+    no number, is looked at more closely.
     """
     given, values = values, values.detach().to(dtype)
     mean = values.mean(0)
@@ -139,12 +146,12 @@ def _standardised(what: str, values: Tensor, dtype: torch.dtype) -> tuple[Tensor
     scale = variance.rsqrt()
     for rows in out.split(_strip(values)):
         rows.sub_(drift).mul_(scale)
-    constant = torch.zeros_like(plain)
+    units = torch.stack([mean + drift, scale.reciprocal()]).double()
     if not bool(plain.all()):
         odd = (~plain).nonzero()[:, 0]
         check_finite(what, given[:, odd])
-        out[:, odd], constant[odd] = _extreme(given[:, odd].detach().double(), dtype)
-    return out, constant
+        out[:, odd], units[:, odd] = _extreme(given[:, odd].detach().double(), dtype)
+    return out, units
 
 
 def _strip(values: Tensor) -> int:
@@ -153,13 +160,19 @@ def _strip(values: Tensor) -> int:
 
 
 def _extreme(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Standardised columns of any finite size, and which of them are constant (all zero then)."""
+    """Standardised columns of any finite size (all zero where constant), and their units."""
     constant = values.amax(0) == values.amin(0)
-    scaled = values / values.abs().amax(0).masked_fill(constant, 1)
-    scaled = (scaled - scaled.mean(0)).masked_fill(constant, 0)
-    scaled = scaled / scaled.abs().amax(0).masked_fill(constant, 1)
-    centred = (scaled - scaled.mean(0)).masked_fill(constant, 0)
-    return (centred / centred.square().mean(0).sqrt().masked_fill(constant, 1)).to(dtype), constant
+    size = values.abs().amax(0).masked_fill(constant, 1)
+    middle = (values / size).mean(0)
+    centred = (values / size - middle).masked_fill(constant, 0)
+    spread = centred.abs().amax(0).masked_fill(constant, 1)
+    centred = centred / spread
+    drift = centred.mean(0)
+    centred = (centred - drift).masked_fill(constant, 0)
+    deviation = centred.square().mean(0).sqrt()
+    mean = torch.where(constant, values[0], (middle + drift * spread) * size)
+    units = torch.stack([mean, deviation * spread * size])
+    return (centred / deviation.masked_fill(constant, 1)).to(dtype), units
 
 
 def _columns(what: str, labels: Tensor | None, constant: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ from mint_compress.errors import MintError
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.choices import Mask
 from mint_compress.planning.prices import Shares, shares_of
-from mint_compress.scoring.scores import block_of
+from mint_compress.scoring.blocks import block_of
 
 Positions = NDArray[np.int64]
 Values = NDArray[np.float64]

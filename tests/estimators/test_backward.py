@@ -10,13 +10,9 @@ from torch import Tensor
 from mint_compress.errors import MintError
 from mint_compress.estimators import elimination as module
 from mint_compress.estimators.backward import backward_elimination
-from mint_compress.estimators.elimination import (
-    Regression,
-    eliminate,
-    information,
-    regression,
-)
+from mint_compress.estimators.elimination import eliminate
 from mint_compress.estimators.gaussian import gaussian
+from mint_compress.estimators.regression import Regression, information, regression
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -34,21 +30,23 @@ def noisy(seed: int, parents: int = 7, rows: int = 120) -> tuple[Tensor, Tensor]
 
 
 def unexplained(x: Tensor, y: Tensor, left: list[int]) -> Tensor:
-    """Share of each child's variance that the parents ``left`` do not explain, plus noise of 1e-2."""
-    return residual_covariance(x, y[:, left]).diagonal() / x.var(0, correction=0) + 1e-2
+    """Variance of each child that the parents ``left`` do not explain, plus noise of 1e-2 of it."""
+    variance = x.var(0, correction=0)
+    noise = 1e-2 * variance.clamp_min(1e-3 * variance.mean())
+    return residual_covariance(x, y[:, left]).diagonal() + noise
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, 5, 6], [1, 0, 0, 2, 1, 3, 1]])
 def test_every_step_is_the_cheapest_after_a_fresh_fit(labels: list[int]) -> None:
     x, y = noisy(0)
-    found = backward_elimination(x, y, parent_groups=torch.tensor(labels), ridge=0)
+    found = backward_elimination(x, y, parent_groups=torch.tensor(labels), noise=1e-2, ridge=0)
     gone: list[int] = []
     for group, loss in zip(found.order.tolist(), found.loss.tolist(), strict=True):
 
         def price(group: int) -> float:
             after = [c for c, g in enumerate(labels) if g not in (*gone, group)]
             before = [c for c, g in enumerate(labels) if g not in gone]
-            return float(0.5 * (unexplained(x, y, after) / unexplained(x, y, before)).log().sum())
+            return float(0.5 * (unexplained(x, y, after) / unexplained(x, y, before)).log().mean())
 
         prices = {g: price(g) for g in set(labels) - set(gone)}
         assert group == min(prices, key=prices.__getitem__)
@@ -59,8 +57,9 @@ def test_every_step_is_the_cheapest_after_a_fresh_fit(labels: list[int]) -> None
 
 def test_all_losses_together_are_what_all_parents_say() -> None:
     x, y = noisy(10, parents=20)
-    expected = 0.5 * (1.01 / unexplained(x, y, list(range(20)))).log().sum()
-    assert float(backward_elimination(x, y, ridge=0).loss.sum()) == pytest.approx(float(expected), abs=1e-9)
+    expected = 0.5 * (unexplained(x, y, []) / unexplained(x, y, list(range(20)))).log().mean()
+    found = backward_elimination(x, y, noise=1e-2, ridge=0)
+    assert float(found.loss.sum()) == pytest.approx(float(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("labels", [None, [1, 0, 0, 2, 1, 3, 1]])
@@ -86,11 +85,11 @@ def test_weights_are_least_squares_on_what_is_left(labels: list[int] | None) -> 
 def test_a_determined_child_costs_its_brain_surgeons_saliency() -> None:
     y = draw(30, 300, 6) @ draw(31, 6, 6)
     weight = draw(32, 6, 4)
-    found = backward_elimination(y @ weight, y, ridge=0)
+    found = backward_elimination(y @ weight, y, noise=1e-2, ridge=0)
     covariance = torch.cov(y.T, correction=0)
     own = torch.linalg.inv(covariance).diagonal()[:, None]
     variance = ((covariance @ weight) * weight).sum(0)
-    saliency = 0.5 * (1 + weight.square() / (own * 1e-2 * variance)).log().sum(1)
+    saliency = 0.5 * (1 + weight.square() / (own * 1e-2 * variance)).log().mean(1)
     assert int(found.order[0]) == int(saliency.argmin())
     assert float(found.loss[0]) == pytest.approx(float(saliency.min()), abs=1e-9)
     assert bool(torch.isfinite(found.loss).all())
@@ -100,7 +99,7 @@ def test_a_determined_child_costs_its_brain_surgeons_saliency() -> None:
 def test_of_two_copies_in_samples_one_is_free_and_the_other_dear() -> None:
     y = draw(40, 500, 4)
     x = y @ torch.tensor([[1.0], [1.6], [0.9], [1.1]]).double() + 0.1 * draw(41, 500, 1)
-    found = backward_elimination(x, torch.cat([y, y[:, 1:2]], 1), ridge=1e-6)
+    found = backward_elimination(x, torch.cat([y, y[:, 1:2]], 1), noise=1e-2, ridge=1e-6)
     assert {int(found.order[0]), int(found.order[-1])} == {1, 4}
     assert float(found.loss[0]) < 1e-3 and bool((found.loss[1:] > 0.1).all())
     weight, _ = found.weights(1)  # the copy that is left takes over
@@ -141,7 +140,8 @@ def test_fewer_rows_than_parents_need_the_ridge() -> None:
 
 def test_float32_samples_lose_the_same() -> None:
     x, y = (part.float() for part in noisy(80, parents=100, rows=800))
-    found, exact = backward_elimination(x, y), backward_elimination(x.double(), y.double())
+    found = backward_elimination(x, y, noise=1e-2)
+    exact = backward_elimination(x.double(), y.double(), noise=1e-2)
     assert found.order[:50].tolist() == exact.order[:50].tolist()
     assert torch.allclose(found.loss, exact.loss, rtol=1e-3, atol=1e-5)
 
@@ -177,7 +177,7 @@ def test_scores_from_moments_are_those_from_samples() -> None:
     y = draw(30, 200, 7) @ draw(31, 7, 7)
     weight, groups = draw(32, 7, 3), torch.tensor([0, 1, 1, 2, 3, 2, 2])
     found = one_by_one(torch.cov(y.T, correction=0), weight, groups, 4, ridge=0.0)
-    expected = gaussian(y @ weight, y, parent_groups=groups, noise=1e-2, correct=False)
+    expected = gaussian(y @ weight, y, parent_groups=groups, noise=1e-2, ridge=0)
     assert found.shape == (4,)
     assert torch.allclose(found, expected.sum(0), rtol=0, atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""Normal scores, and the Gaussian estimator on them."""
+"""Normal scores, and the parametric estimate on them."""
 
 import math
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mint_compress.errors import MintError
 from mint_compress.estimators.copula import normal_scores
-from mint_compress.estimators.gaussian import gaussian
+from mint_compress.estimators.parametric import parametric
 
 INCREASING = [torch.exp, torch.atan, lambda v: v**3, lambda v: 100 * v - 7, torch.special.ndtr]
 
@@ -34,7 +34,7 @@ def test_a_constant_column_stays_constant_and_says_nothing() -> None:
     x, y = draw(0, 50, 2), draw(1, 50, 3)
     y[:, 1] = 4.2
     assert not normal_scores("parents", y)[:, 1].any()
-    assert not gaussian(x, y, copula=True)[:, 1].any()
+    assert not parametric(x, y, copula=True)[:, 1].any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -45,8 +45,8 @@ def test_monotone_maps_do_not_matter(maps: list[int], seed: int) -> None:
     columns = torch.cat([x, y], 1)
     mapped = torch.stack([INCREASING[m](columns[:, c]) for c, m in enumerate(maps)], 1)
     mapped[:, 0] *= -1  # nor does the direction
-    found = gaussian(mapped[:, :2], mapped[:, 2:], copula=True)
-    assert torch.allclose(found, gaussian(x, y, copula=True), rtol=0, atol=1e-9)
+    found = parametric(mapped[:, :2], mapped[:, 2:], copula=True)
+    assert torch.allclose(found, parametric(x, y, copula=True), rtol=0, atol=1e-9)
 
 
 def test_heavy_tails_do_not_hide_a_link() -> None:
@@ -54,16 +54,16 @@ def test_heavy_tails_do_not_hide_a_link() -> None:
     y = draw(5, 4000, 1)
     x = rho * y + math.sqrt(1 - rho**2) * draw(6, 4000, 1)
     truth = -0.5 * math.log(1 - rho**2)
-    assert float(gaussian(x, y, noise=0, copula=True)) == pytest.approx(truth, abs=0.03)
+    assert float(parametric(x, y, noise=0, copula=True)) == pytest.approx(truth, abs=0.03)
     x, y = (3 * x).sinh(), (3 * y).sinh()
-    assert float(gaussian(x, y, noise=0)) < 0.7 * truth
-    assert float(gaussian(x, y, noise=0, copula=True)) == pytest.approx(truth, abs=0.03)
+    assert float(parametric(x, y, noise=0)) < 0.7 * truth
+    assert float(parametric(x, y, noise=0, copula=True)) == pytest.approx(truth, abs=0.03)
 
 
 def test_bad_values_are_refused_before_they_are_ranked() -> None:
     good, bad = draw(7, 9, 2), draw(8, 9, 2)
     bad[3, 1] = float("nan")
     with pytest.raises(MintError, match="parents hold NaN or infinite values"):
-        gaussian(good, bad, copula=True)
+        parametric(good, bad, copula=True)
     with pytest.raises(MintError, match=r"children must be \(rows, columns\), not \(9,\)"):
-        gaussian(good[:, 0], good, copula=True)
+        parametric(good[:, 0], good, copula=True)

@@ -1,5 +1,8 @@
 """What every estimator promises, and how one is found."""
 
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,15 +10,19 @@ import torch
 from torch import Tensor
 
 from mint_compress import estimators
-from mint_compress import settings as options
 from mint_compress.errors import MintError
 from mint_compress.estimators import Estimator, find_estimator
 from mint_compress.estimators.gaussian import gaussian
 from mint_compress.estimators.gmi import gmi
 from mint_compress.estimators.knn import knn
 from mint_compress.estimators.mint import mint
+from mint_compress.estimators.parametric import parametric
+from mint_compress.options import options_of
+from mint_compress.settings import Scoring
 
-built_in = pytest.mark.parametrize("estimate", [find_estimator(n) for n in estimators.BUILT_IN])
+# through as much noise as the command's default a link is seen in `gaussian` too, but is worth little
+LITTLE_NOISE = partial(gaussian, noise=1e-2)
+built_in = pytest.mark.parametrize("estimate", [LITTLE_NOISE, parametric, gmi, mint, knn])
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -34,7 +41,7 @@ def linked(rows: int = 300) -> tuple[Tensor, Tensor]:
 
 
 def test_names_are_those_the_command_line_offers() -> None:
-    assert estimators.BUILT_IN == options.ESTIMATORS
+    assert options_of(Scoring)["estimator"].choices == estimators.BUILT_IN
     assert find_estimator("gaussian") is gaussian
     assert find_estimator("gmi") is gmi
     assert find_estimator("mint") is mint
@@ -44,6 +51,17 @@ def test_names_are_those_the_command_line_offers() -> None:
 def test_built_in_estimators_fit_the_protocol() -> None:
     fitting: list[Estimator] = [gaussian, gmi, mint, knn]  # checked by the type checker
     assert fitting == [find_estimator(n) for n in estimators.BUILT_IN]
+    other: Estimator = parametric
+    assert other(*linked(9)[::-1], seed=1).shape == (4, 2)
+
+
+def test_what_an_estimator_takes_is_known_without_torch() -> None:
+    code = (
+        "import sys; from mint_compress.estimators import BUILT_IN, uses_samples\n"
+        "print([n for n in (*BUILT_IN, 'of_another_package') if uses_samples(n)], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['gmi', 'mint', 'knn', 'of_another_package'] False"
 
 
 @built_in

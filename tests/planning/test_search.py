@@ -22,7 +22,8 @@ from mint_compress.nn.counting import layer_macs, parameters
 from mint_compress.nn.layers import CONVOLUTIONS
 from mint_compress.planning.choices import make_plan
 from mint_compress.planning.search import plan
-from mint_compress.scoring.scores import ChannelScores, block_of
+from mint_compress.scoring.blocks import block_of
+from mint_compress.scoring.scores import ChannelScores
 from mint_compress.settings import Budget
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mint_compress.estimators.elimination import regression
+from mint_compress.estimators.regression import regression
 from mint_compress.graph.finding import find_groups
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.output_sensitivity import output_sensitivity

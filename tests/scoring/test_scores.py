@@ -11,12 +11,15 @@ from networks import NETWORKS, Chain, Concat, build, images
 from torch import nn
 
 from mint_compress.errors import MintError
-from mint_compress.estimators.elimination import eliminate, regression
+from mint_compress.estimators.backward import backward_elimination
+from mint_compress.estimators.elimination import eliminate
+from mint_compress.estimators.gaussian import gaussian
+from mint_compress.estimators.regression import regression
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.search import plan
 from mint_compress.scoring.calibration import Calibration, calibrate
-from mint_compress.scoring.scores import NOISE, RIDGE, ChannelScores, score
+from mint_compress.scoring.scores import ChannelScores, score
 from mint_compress.settings import Budget
 
 
@@ -49,13 +52,38 @@ def test_sorting_gives_the_order_of_elimination() -> None:
     seen = calibration.moments["conv2"]
     units = torch.arange(6).repeat_interleave(9)
     problem = regression(
-        seen.covariance[0], seen.weight[0], units, 6, noise=NOISE, ridge=RIDGE,
-        importance=calibration.sensitivity["conv2"],
-    )  # fmt: skip
+        seen.covariance[0], seen.weight[0], units, 6, importance=calibration.sensitivity["conv2"]
+    )
     order, losses = eliminate([problem], 6)
     assert nats.argsort().tolist() == order.tolist()
     share = nats[order] / torch.cummax(losses, 0).values  # a reader's weight is the same throughout
     torch.testing.assert_close(share, share[:1].expand(6), rtol=1e-9, atol=0)
+
+
+def two_layers() -> tuple[list[ChannelGroup], Calibration, nn.Linear]:
+    """A network whose one group is read by a linear layer, which sees each image once."""
+    torch.manual_seed(0)
+    reader = nn.Linear(12, 7)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), reader, nn.Tanh(), nn.Linear(7, 3)).double().eval()
+    x = torch.randn(200, 6, dtype=torch.float64)
+    groups = [g for g in find_groups(model, x[:1]) if any(m.layer == "2" for m in g.consumers)]
+    return groups, calibrate(model, groups, list(x.split(64)), samples=True), reader
+
+
+def test_the_command_scores_what_the_function_of_samples_says() -> None:
+    """Each position given all others, and backward elimination, on the same data: to 1e-6."""
+    groups, calibration, _ = two_layers()
+    parents, children = calibration.samples["2"]
+    importance = calibration.sensitivity["2"].double()
+    assert float(importance.max()) > 1.1 * float(importance.min())
+    single = score(groups, calibration, backward=False).nats["0"]
+    expected = gaussian(children, parents, importance=importance).mean(0)
+    assert float(expected.min()) > 1e-4
+    assert torch.allclose(single, expected, rtol=1e-6, atol=0)
+    nats = score(groups, calibration).nats["0"]
+    found = backward_elimination(children, parents, importance=importance)
+    assert nats.argsort().tolist() == found.order.tolist()
+    assert torch.allclose(nats[found.order], torch.cummax(found.loss, 0).values, rtol=1e-6, atol=0)
 
 
 def test_the_plan_takes_positions_in_that_order() -> None:
@@ -202,9 +230,8 @@ def test_a_channel_group_that_is_dead_says_nothing_and_stops_nothing() -> None:
     # a position of the first layer is a channel of each channel group, and only the live one counts
     seen, units = calibration.moments["2"], torch.arange(4).repeat_interleave(9)
     live = regression(
-        seen.covariance[0], seen.weight[0], units, 4, noise=NOISE, ridge=RIDGE,
-        importance=calibration.sensitivity["2"][:4],
-    )  # fmt: skip
+        seen.covariance[0], seen.weight[0], units, 4, importance=calibration.sensitivity["2"][:4]
+    )
     order, losses = eliminate([live], 4)
     assert nats["0"].argsort().tolist() == order.tolist()
     share = nats["0"][order] / torch.cummax(losses, 0).values

@@ -24,7 +24,7 @@ from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.label_tracing import MIXES
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.copying import bare_copy, copied
-from mint_compress.nn.counting import layer_macs, parameters
+from mint_compress.nn.counting import Macs, module_macs, parameters
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, InputShape, by_position, count, describe, is_single, split, to
 from mint_compress.planning.search import plan as choose_plan
@@ -108,7 +108,7 @@ def compress(
     pruned = prune_(copied(run.original), chosen)
     if plan is not None:
         check_plan(run.original, run.example, run.groups, chosen)
-    run.notes += inputs_read(run.original, pruned, run.groups)
+    run.notes += (*inputs_read(run.original, pruned, run.groups), *_unpredicted(run.groups))
     report = replace(report, **_counted(run.original, pruned, chosen, run.groups, run.example))
     if dry_run:
         report = replace(report, notes=tuple(run.notes))
@@ -304,14 +304,8 @@ def _counted(
 ) -> dict[str, Any]:
     """What the report says about sizes, counted from the two networks themselves."""
     before, after = parameters(original), parameters(pruned)
-    macs = [sum(layer_macs(m, example).values()) for m in (original, pruned)]
-    # layers that mix places compute less, too, when channels that only pass through them go
-    fewer = macs[1] < plan.macs[1] and any(MIXES in (g.reason or "") for g in found)
-    if plan.asked_macs is not None and macs[1] != plan.macs[1] and not fewer:
-        # of the parameters prune_ has made sure
-        raise CheckFailed(
-            f"The network does {macs[1]:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}."
-        )
+    macs = [module_macs(m, example) for m in (original, pruned)]
+    _check_macs(macs, plan, found)
     whole = {cut.group for cut in plan.groups if not cut.removed}
     spared = "kept whole: its channels score above the threshold"
     alone = [(g.name, g.reason or "") for g in found if not g.prunable]
@@ -319,8 +313,8 @@ def _counted(
     return {
         "ratio": {"asked": plan.asked, "removed": 1 - after / before},
         "parameters": {"before": before, "after": after},
-        "macs": {"before": macs[0], "after": macs[1]},
-        "macs_ratio": macs[0] / macs[1] if macs[1] else None,
+        "macs": {"before": macs[0].total, "after": macs[1].total},
+        "macs_ratio": macs[0].total / macs[1].total if macs[1].total else None,
         "layers": [
             {"pair": row.pair, "before": row.before, "after": row.after}
             for row in layer_counts(original, pruned, example)
@@ -328,3 +322,30 @@ def _counted(
         "left_alone": [{"group": name, "reason": reason} for name, reason in alone],
         "plan": plan.to_dict(),
     }
+
+
+def _check_macs(macs: Sequence[Macs], plan: PruningPlan, found: Sequence[ChannelGroup]) -> None:
+    """Of a plan of MACs, whether it kept its word; of the parameters prune_ has made sure."""
+    if plan.asked_macs is None:
+        return
+    before, after = (count.total for count in macs)
+    of_layers = sum(macs[0].layers.values())
+    if plan.macs[0] == of_layers != before:  # a plan from before products were counted
+        after = sum(macs[1].layers.values())
+    # layers that mix places compute less, too, when channels that only pass through them go
+    constant = any(g.network.unpredicted or MIXES in (g.reason or "") for g in found)
+    if after != plan.macs[1] and not (after < plan.macs[1] and constant):
+        raise CheckFailed(f"The network does {after:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}.")
+
+
+def _unpredicted(found: Sequence[ChannelGroup]) -> tuple[str, ...]:
+    """A line where a plan takes products for as costly as they were."""
+    products = found[0].network.unpredicted if found else ()
+    if not products:
+        return ()
+    modules = list(dict.fromkeys(p.module or "the network itself" for p in products))
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return (
+        f"{sum(p.macs for p in products):,} MACs of products of activations are counted, but the plan could "
+        f"not predict how many of them go: {', '.join(modules[:3])}{more}",
+    )

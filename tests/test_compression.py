@@ -19,7 +19,7 @@ from toydata import CLASSES, arrays, task
 from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
 from mint_compress.compression import _little_computed, _unrepaired
 from mint_compress.graph.finding import find_groups
-from mint_compress.nn.counting import parameters
+from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.planning.choices import make_plan
 from mint_compress.repair.compensation import Repair
 from mint_compress.surgery.pruning_plan import LayerCut
@@ -104,6 +104,41 @@ def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
 def test_a_network_that_mixes_places_may_do_less_than_promised() -> None:
     _, report = compress(Mixer().eval(), macs_ratio=0.3, epochs=0, round_to=1, input_shape=(3, 6, 6))
     assert report.macs["after"] <= report.plan["macs"][1] <= 0.7 * report.macs["before"]
+
+
+def test_macs_of_attention_count_and_are_kept_to() -> None:
+    model, x = build("transformer"), images("transformer")
+    options = {"epochs": 0, "round_to": 1, "input_shape": (3, 6, 6), "device": "cpu"}
+    small, report = compress(model, macs_ratio=0.4, **options)
+    before, after = (module_macs(m, x) for m in (model, small))
+    assert report.macs == {"before": before.total, "after": after.total}
+    assert report.plan["macs"] == (before.total, after.total)
+    assert sum(before.products.values()) == 1200 and after.total <= 0.6 * before.total
+    assert not any("could not predict" in note for note in report.notes)
+    # a plan from before products were counted holds the MACs of the layers alone
+    plan = PruningPlan.from_json(json.dumps(report.plan))
+    earlier = replace(plan, macs=tuple(sum(m.layers.values()) for m in (before, after)))
+    assert compress(model, plan=earlier, **options)[1].macs == report.macs
+    for macs in ((plan.macs[0], plan.macs[1] + 1), (earlier.macs[0], earlier.macs[1] - 1)):
+        with pytest.raises(CheckFailed, match=r"The network does [\d,]+ MACs; the plan, of MACs, predicted "):
+            compress(model, plan=replace(plan, macs=macs), **options)
+
+
+class MixesInside(nn.Linear):
+    """A linear layer that multiplies tokens with a constant before it computes."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        mixing = torch.eye(input.shape[1]).flip(0).expand(len(input), -1, -1)
+        return super().forward(torch.bmm(mixing, input))
+
+
+def test_products_that_cannot_be_predicted_are_named_in_the_report() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.GELU(), MixesInside(8, 6), nn.GELU(), nn.Linear(6, 3)).eval()
+    _, report = compress(model, macs_ratio=0.2, epochs=0, round_to=1, input_shape=(4, 5), device="cpu")
+    assert report.macs["before"] == 4 * (40 + 48 + 18) + 4 * 4 * 8
+    assert report.macs["after"] <= report.plan["macs"][1] <= 0.8 * report.macs["before"]
+    said = "128 MACs of products of activations are counted, but the plan could not predict"
+    assert f"{said} how many of them go: 2" in report.notes
 
 
 def test_shares_of_both_can_be_asked_for_at_once(chain: nn.Module) -> None:

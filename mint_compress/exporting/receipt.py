@@ -17,7 +17,7 @@ from mint_compress.errors import CheckFailed
 from mint_compress.exporting.parity import Parity, check_parity
 from mint_compress.exporting.protocol import ExportResult, find_exporter
 from mint_compress.nn.contexts import evaluating, hooked
-from mint_compress.nn.counting import first_owners, layer_macs, parameters
+from mint_compress.nn.counting import first_owners, module_macs, parameters
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, run, select, to
 from mint_compress.nn.layers import CONVOLUTIONS, WEIGHTED
@@ -52,7 +52,7 @@ class Receipt:
     Attributes
     ----------
     parameters, macs
-        Totals; MACs of one sample.
+        Totals; MACs of one sample, those of products of activations included.
     layers
         Weights per layer pair in the order of the forward pass, then everything else: each column
         sums to ``parameters``.
@@ -161,7 +161,7 @@ def check_receipt(
         idle = tuple(name for name in idle if not any(t.startswith(f"{name}.") for t in export.traced))
     return Receipt(
         parameters=Change(parameters(original), modules),
-        macs=Change(*(sum(layer_macs(m, _beside(m, example_inputs)).values()) for m in (original, pruned))),
+        macs=Change(*(module_macs(m, _beside(m, example_inputs)).total for m in (original, pruned))),
         layers=layer_counts(original, pruned, example_inputs),
         modules=modules,
         tensors=tensors,

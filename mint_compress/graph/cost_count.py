@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mint_compress.graph.costs import LayerShape, Network
+from mint_compress.graph.costs import LayerShape, Network, Product
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.nn.counting import first_owners, layer_macs
+from mint_compress.graph.product_scaling import scaled_products
+from mint_compress.nn.counting import first_owners, module_macs
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.layers import (
     NORMS,
@@ -26,7 +28,7 @@ from mint_compress.nn.layers import (
 def network_of(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]) -> Network:
     """Count every module that owns parameters; one that several modules share counts at the first."""
     where = device_of(model)
-    macs = layer_macs(model, tuple(x.to(where) if isinstance(x, torch.Tensor) else x for x in inputs))
+    macs = module_macs(model, tuple(x.to(where) if isinstance(x, torch.Tensor) else x for x in inputs))
     bare = {m.layer: m for g in groups for m in g.members if m.kind == "parameter"}
     layers: dict[str, LayerShape] = {}
     for name, module, own in first_owners(model):
@@ -35,8 +37,12 @@ def network_of(model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[Chann
             size = own.pop(key)
             layers[full] = LayerShape(outputs=size.shape[bare[full].dim], weights=size.numel())
         if own:
-            layers[name] = _layer_shape(module, own, macs.get(name, 0))
-    return Network(layers)
+            shape = _layer_shape(module, own, macs.layers.get(name, 0) + macs.uncalled.get(name, 0))
+            layers[name] = replace(shape, called=bool(macs.layers.get(name)))
+    # a layer that owns none of its parameters: they are another's, so nothing of either can go
+    shared = {**macs.layers, **macs.uncalled}.items()
+    products = [Product(name, count) for name, count in shared if name not in layers]
+    return Network(layers, (*products, *scaled_products(model, inputs, groups, macs.products)))
 
 
 def _layer_shape(module: Any, own: Mapping[str, nn.Parameter], macs: int) -> LayerShape:

@@ -175,7 +175,7 @@ def _answered(
 def _watched(group: ChannelGroup, network: Network) -> ChannelGroup:
     """The group, left alone when a reader cannot be watched at work: only its weight is used."""
     uncalled = [
-        m.layer for m in group.consumers if m.layer in network.layers and not network.layers[m.layer].macs
+        m.layer for m in group.consumers if m.layer in network.layers and not network.layers[m.layer].called
     ]
     if group.prunable and uncalled:
         return group.left_alone(f"a layer that reads it is not called as one ({uncalled[0]})")

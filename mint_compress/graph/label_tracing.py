@@ -108,6 +108,11 @@ class Recorder:
         self.units = self.labels.units
 
     @property
+    def touches(self) -> tuple[Touch, ...]:
+        """The sides of the layers that have been called."""
+        return tuple(self._touches.values())
+
+    @property
     def reached(self) -> set[str]:
         """Layers that some pass has called."""
         return {layer for layer, _ in self._touches} | self._unsliceable.keys()

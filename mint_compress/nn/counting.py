@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, count, run
 from mint_compress.nn.layers import WEIGHTED
+from mint_compress.nn.matrix_products import MatrixProduct, Place, watching_products
 
 
 def parameters(module: nn.Module) -> int:
@@ -44,8 +47,36 @@ def shared_parameters(module: nn.Module) -> dict[str, str]:
     }
 
 
-def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, int]:
-    """Multiply-accumulate operations of one sample, per convolution and linear layer.
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulate operations of one sample, each counted once.
+
+    Bias, normalisation, activation and other element-wise work are not counted, as in most published tables.
+
+    Attributes
+    ----------
+    layers
+        Convolution or linear layer -> its MACs. One that is called twice counts twice.
+    uncalled
+        The same where a network computes with the weight of a layer that it does not call, as
+        ``nn.MultiheadAttention`` does with its output projection.
+    products
+        Module -> MACs of what else is multiplied in it: activations with activations (attention),
+        or with parameters that belong to no layer.
+    """
+
+    layers: Mapping[str, int]
+    uncalled: Mapping[str, int]
+    products: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """MACs of the whole network."""
+        return sum(sum(part.values()) for part in (self.layers, self.uncalled, self.products))
+
+
+def module_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> Macs:
+    """Multiply-accumulate operations of one sample, counted while the network runs.
 
     Parameters
     ----------
@@ -57,33 +88,53 @@ def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> d
 
     Returns
     -------
-    dict
-        Qualified layer name -> MACs. Bias, normalisation and activation are not counted, as in
-        most published tables. A layer that is called twice counts twice.
+    Macs
+        Half of what ``torch.utils.flop_counter.FlopCounterMode`` counts, by where it is done.
     """
-    counts: dict[str, int] = {}
-    handles = []
     batch = count(example_inputs)
+    by_shape: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
+    uncalled: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    layers: dict[str, int] = {}
+
+    def seen(product: MatrixProduct) -> None:
+        if product.place is Place.LAYER:
+            inside[product.name] += sum(product.macs)
+        else:
+            counts = uncalled if product.place is Place.WEIGHT else products
+            counts[product.name] += product.of_sample(batch)
 
     def hook(name: str) -> Callable[..., None]:
         def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            weight = layer.weight
-            assert isinstance(weight, torch.Tensor)
-            transposed = bool(getattr(layer, "transposed", False))
-            # every output element is a dot product as long as one filter; a transposed
-            # convolution spreads every input element over one filter
-            elements, filters = (
-                (first_given(args, kwargs).numel(), weight.shape[0])
-                if transposed
-                else (output.numel(), weight.shape[0])
-            )
-            counts[name] = counts.get(name, 0) + elements * (weight.numel() // filters) // batch
+            macs = _by_shape(layer, first_given(args, kwargs), output)
+            by_shape[name] += macs
+            layers[name] = layers.get(name, 0) + macs // batch
 
         return record
 
-    for name, layer in module.named_modules():
-        if isinstance(layer, WEIGHTED):
-            handles.append(layer.register_forward_hook(hook(name), with_kwargs=True))
-    with hooked(handles), evaluating(module), torch.no_grad():
+    handles = [
+        layer.register_forward_hook(hook(name), with_kwargs=True)
+        for name, layer in module.named_modules()
+        if isinstance(layer, WEIGHTED)
+    ]
+    with hooked(handles), evaluating(module), torch.no_grad(), watching_products(module, seen):
         run(module, example_inputs)
-    return counts
+    products.update({n: (macs - by_shape[n]) // batch for n, macs in inside.items() if macs > by_shape[n]})
+    return Macs(layers, dict(uncalled), dict(products))
+
+
+def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> Mapping[str, int]:
+    """The part of :func:`module_macs` that is done in layers that are called: name -> MACs."""
+    return module_macs(module, example_inputs).layers
+
+
+def _by_shape(layer: nn.Module, given: torch.Tensor, output: torch.Tensor) -> int:
+    """What a layer does in one call: every output is a dot product as long as one filter.
+
+    A transposed convolution spreads every input over one filter.
+    """
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    elements = given if bool(getattr(layer, "transposed", False)) else output
+    return elements.numel() * (weight.numel() // weight.shape[0])

@@ -33,6 +33,8 @@ def removed_channels(groups: Sequence[ChannelGroup], masks: Sequence[Mask]) -> d
 def counts_left(network: Network, groups: Sequence[ChannelGroup], masks: Sequence[Mask]) -> tuple[int, int]:
     """Parameters and MACs that are left."""
     parameters, macs = network.parameters, network.macs
+    removed = {group.name: mask for group, mask in zip(groups, masks, strict=True)}
+    macs += network.product_macs(removed) - network.product_macs({})
     for name, (inside, outside) in removed_channels(groups, masks).items():
         layer = network.layers.get(name, LayerShape())  # a normalisation without parameters
         after = layer.after(inside, outside)
@@ -66,7 +68,10 @@ def make_plan(
         asked,
         (network.parameters - parameters) / network.parameters,
         (network.parameters, parameters),
-        (network.macs, sum(m for _, m in after.values())),
+        (
+            network.macs,
+            sum(m for _, m in after.values()) + network.product_macs({g.name: m for g, m in chosen}),
+        ),
         tuple(
             GroupCut(g.name, tuple(np.flatnonzero(~m).tolist()), tuple(np.flatnonzero(m).tolist()))
             for g, m in chosen

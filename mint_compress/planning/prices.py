@@ -38,4 +38,5 @@ def shares_of(group: ChannelGroup) -> Shares:
             if gone and total:
                 parameters += layer.parameters * gone / total / group.width
                 macs += layer.macs * gone / total / group.width
+    macs += network.product_macs_of(group.name) / group.width
     return Shares(parameters / network.parameters, macs / max(network.macs, 1))

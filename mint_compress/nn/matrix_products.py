@@ -141,10 +141,8 @@ class _Operations(TorchDispatchMode):
         output = func(*args, **kwargs)
         if counted:
             with our_own():
-                if _is_attention(packet):
-                    macs = _of_attention(*args[:3])
-                else:
-                    macs = (self._formulas[packet](*args, **kwargs, out_val=output) // 2,)
+                macs: tuple[int, ...] = _of_attention(*args[:3]) if _is_attention(packet) else ()
+                macs = macs or (self._formulas[packet](*args, **kwargs, out_val=output) // 2,)
                 self._seen(MatrixProduct(*self._calls.place(args), macs, packet.__name__, args))
         return output
 

@@ -20,7 +20,7 @@ from mint_compress.nn.contexts import evaluating, hooked
 from mint_compress.nn.counting import first_owners, module_macs, parameters
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, run, select, to
-from mint_compress.nn.layers import CONVOLUTIONS, WEIGHTED
+from mint_compress.nn.layers import WEIGHTED, fan_in, out_channels
 from mint_compress.progress import Progress
 
 Shape = tuple[int, ...]
@@ -340,12 +340,9 @@ def _described(module: nn.Module) -> int | None:
     if module._parameters.get("weight") is None:
         return None
     beside = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n not in ("weight", "bias"))
-    if isinstance(module, CONVOLUTIONS):
-        filters = module.in_channels * module.out_channels // module.groups * math.prod(module.kernel_size)
-        return filters + (module.out_channels if module.bias is not None else 0) + beside
-    if isinstance(module, nn.Linear):
-        bias = 0 if module.bias is None else module.out_features
-        return module.in_features * module.out_features + bias + beside
+    if isinstance(module, WEIGHTED):
+        bias = 0 if module.bias is None else 1
+        return out_channels(module) * (fan_in(module) + bias) + beside
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return 2 * module.num_features
     return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mint_compress.nn.input_selection import selected
-from mint_compress.nn.layers import CONVOLUTIONS, channel_groups
+from mint_compress.nn.layers import CONVOLUTIONS, by_place, channel_groups, is_transposed
 
 
 def weight_matrix(layer: nn.Module) -> Tensor:
@@ -21,7 +21,7 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     """
     weight = layer.weight.detach().double()  # type: ignore[operator, union-attr]
     groups = channel_groups(layer)
-    if getattr(layer, "transposed", False):
+    if is_transposed(layer):
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
 
@@ -64,8 +64,7 @@ def input_rows(layer: nn.Module, inputs: Tensor, output: Tensor, positions: Tens
     """
     positions, inputs = positions.to(inputs.device), selected(layer, inputs)
     if not isinstance(layer, CONVOLUTIONS):
-        rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).index_select(1, positions)
-        return rows.reshape(1, -1, inputs.shape[-1])
+        return output_rows(layer, inputs, positions)  # a row is a place
     pads = list(layer._reversed_padding_repeated_twice)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, pads, mode=mode) if any(pads) else inputs
@@ -92,19 +91,15 @@ def _patch_index(layer: Any, output_shape: Any, padded_shape: Any, positions: Te
 
 def output_rows(layer: nn.Module, output: Tensor, positions: Tensor) -> Tensor:
     """The layer's output at the given positions, ``(groups, batch * m, outputs)``."""
-    positions = positions.to(output.device)
-    if not isinstance(layer, CONVOLUTIONS):
-        rows = output.reshape(output.shape[0], -1, output.shape[-1]).index_select(1, positions)
-        return rows.reshape(1, -1, output.shape[-1])
-    groups = layer.groups
-    picked = output.flatten(2).index_select(2, positions)
+    groups, positions = channel_groups(layer), positions.to(output.device)
+    picked = by_place(layer, output).index_select(2, positions)
     picked = picked.reshape(output.shape[0], groups, -1, len(positions))
     return picked.permute(1, 0, 3, 2).reshape(groups, -1, picked.shape[2])
 
 
 def is_plain(layer: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     """Whether the layer really is ``rows @ matrix + bias``; a subclass may pad or rescale on its own."""
-    if getattr(layer, "transposed", False):
+    if is_transposed(layer):
         return False
     count = output_positions(layer, output)
     positions = torch.unique(torch.tensor([0, count // 2, count - 1]))

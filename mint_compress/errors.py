@@ -73,7 +73,12 @@ def is_strict() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What any exception says, in one line: its type and the start of its message."""
+    """What any exception says, in one line: its type and the start of its message.
+
+    A :class:`ForeignError` and an :class:`OwnFault` say what the original says.
+    """
+    if isinstance(error, ForeignError | OwnFault) and error.__cause__ is not None:
+        return first_line(error.__cause__)
     return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 

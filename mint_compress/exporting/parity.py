@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mint_compress.errors import CheckFailed, MintError
+from mint_compress.errors import CheckFailed, ForeignError, MintError
 from mint_compress.exporting.protocol import Array, Session, arrays, on_cpu
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors_in
@@ -101,7 +101,7 @@ def _blame(model: nn.Module, inputs: Inputs, relative: float) -> str:
         with on_cpu(model) as network, torch.no_grad():
             own = list(tensors_in(run(network, few)))
             exact = list(tensors_in(run(copied(network).double(), double)))
-    except RuntimeError:  # a forward that insists on single precision
+    except ForeignError:  # a forward that insists on single precision
         return ""
     noise = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(own, exact, strict=True))
     if not noise > relative / 10:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress.errors import our_own
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, count, run
-from mint_compress.nn.layers import WEIGHTED
+from mint_compress.nn.layers import WEIGHTED, is_transposed
 from mint_compress.nn.matrix_products import MatrixProduct, Place, watching_products
 
 
@@ -106,6 +107,7 @@ def module_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> 
             counts[product.name] += product.of_sample(batch)
 
     def hook(name: str) -> Callable[..., None]:
+        @our_own()
         def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
             macs = _by_shape(layer, first_given(args, kwargs), output)
             by_shape[name] += macs
@@ -136,5 +138,5 @@ def _by_shape(layer: nn.Module, given: torch.Tensor, output: torch.Tensor) -> in
     """
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    elements = given if bool(getattr(layer, "transposed", False)) else output
+    elements = given if is_transposed(layer) else output
     return elements.numel() * (weight.numel() // weight.shape[0])

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, foreign
 from mint_compress.nn.devices import device_of
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -28,11 +28,21 @@ def of_batch(batch: Any) -> Inputs:
     return tuple(first) if isinstance(first, list) else first
 
 
-def run(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Call ``model``: several tensors by position, those of a dict by name."""
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+def run(model: Callable[..., Any], inputs: Inputs | tuple[Any, ...]) -> Any:
+    """Call a network: several inputs by position, those of a dict by name.
+
+    Whoever runs a network of the user's does it here, so that its faults are told from ours. Hooks of
+    ours that the call runs into must be wrapped in :func:`mint_compress.errors.our_own`.
+
+    Raises
+    ------
+    ForeignError
+        Whatever the network's forward pass raises is the ``__cause__``.
+    """
+    with foreign("The network's forward pass"):
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def tensors(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -167,5 +177,5 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """Run the model on a batch, moved to where the model is."""
+    """:func:`run` the model on a batch, moved to where the model is."""
     return run(model, to(of_batch(batch), device_of(model)))

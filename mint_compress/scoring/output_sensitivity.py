@@ -14,6 +14,7 @@ from mint_compress.errors import ForeignError, first_line, foreign, our_own
 from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, count, of_batch, run, split, tensors_in, to
+from mint_compress.nn.layers import mean_over_places
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,14 @@ def output_sensitivity(
         try:
             slopes = _slopes(model, layers, few, signs)
         except ForeignError as error:  # an operation without a derivative, or too little memory for one
-            reason = first_line(error.__cause__ or error)
-            log.warning("Outputs are scored alike, since the backward pass fails: %s", reason)
+            said = first_line(error)
+            log.warning("Outputs are scored alike, since the backward pass fails: %s", said)
             return {}
         if slopes is None:
             return {}
         for name, slope in slopes:
-            total[name] = total.get(name, 0.0) + _per_channel(layers[name], slope.double().square())
+            squares = mean_over_places(layers[name], slope.double().square())
+            total[name] = total.get(name, 0.0) + squares.sum(0)
         images += count(few)
     return {name: sums / images for name, sums in total.items() if bool(sums.isfinite().all())}
 
@@ -102,10 +104,7 @@ def _slopes(
 
     hooks = [layer.register_forward_hook(keep_edge(name)) for name, layer in layers.items()]
     with hooked(hooks), evaluating(model), requiring_gradients(model), torch.enable_grad():
-        given = to(inputs, device_of(model))
-        with foreign("The network's forward pass"):
-            outputs = run(model, given)
-        projection = _projected(outputs, signs)
+        projection = _projected(run(model, to(inputs, device_of(model))), signs)
         if projection is None or not calls:
             return None
         with foreign("The network's backward pass"):
@@ -121,10 +120,3 @@ def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
         if out.requires_grad
     ]
     return torch.stack(parts).sum() if parts else None
-
-
-def _per_channel(layer: nn.Module, squares: Tensor) -> Tensor:
-    """``(C_out,)``: summed over the batch, the mean over places."""
-    if isinstance(layer, nn.Linear):
-        return squares.reshape(squares.shape[0], -1, squares.shape[-1]).mean(1).sum(0)
-    return squares.flatten(2).mean(2).sum(0)

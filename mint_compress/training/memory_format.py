@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mint_compress.errors import ForeignError
 from mint_compress.nn.contexts import evaluating, seeded
 from mint_compress.nn.io import Inputs, mapped, run
 
@@ -32,6 +33,6 @@ def take_channels_last(networks: Sequence[nn.Module], images: Inputs, device: to
         for network in networks:
             with evaluating(network), torch.no_grad(), seeded(0, device):
                 run(network, laid_out(images, torch.channels_last))
-    except RuntimeError:
+    except ForeignError:  # mostly that view; anything else fails again when it trains
         return False
     return True

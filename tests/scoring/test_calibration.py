@@ -179,7 +179,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [m.training for m in model.modules()] == [True, True, False, True, True]
     assert not any(m._forward_hooks for m in model.modules())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(MintError, match="The network's forward pass failed: RuntimeError"):
         calibrate(model, groups, [torch.zeros(1, 4, 6, 6)])
     assert model.training and not any(m._forward_hooks for m in model.modules())
 

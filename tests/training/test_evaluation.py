@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mint_compress.data.datasets import ArrayDataset
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, OwnFault
+from mint_compress.graph.finding import find_groups
+from mint_compress.nn import counting
 from mint_compress.nn.contexts import placed, seeded
+from mint_compress.nn.counting import layer_macs
 from mint_compress.nn.devices import device_of, resolve_device
 from mint_compress.nn.io import first_tensor
+from mint_compress.scoring.calibration import calibrate
 from mint_compress.training.evaluation import accuracy, chance_warning
+from mint_compress.training.memory_format import take_channels_last
 
 # ---- devices
 
@@ -107,6 +112,70 @@ def test_accuracy_refuses_what_cannot_be_measured() -> None:
         accuracy(nn.Unflatten(1, (2, 2)), TensorDataset(images, torch.tensor([1, 2, 0])))
     with pytest.raises(MintError, match="returns a list without a tensor"):
         first_tensor([1, 2])
+
+
+class Picky(nn.Module):
+    """A layer that is pruned, and a forward pass that fails on an image that is negative somewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < 0).any()):
+            raise LookupError("negative\nat a place")
+        result: Tensor = self.two(self.one(x).relu())
+        return result
+
+
+FAILED = r"^The network's forward pass failed: LookupError: negative$"
+
+
+def test_a_forward_pass_that_fails_at_a_batch_is_named_in_one_line() -> None:
+    model, images = Picky().eval(), torch.rand(12, 4)
+    images[9] = -1
+    with pytest.raises(MintError, match=FAILED) as caught:
+        accuracy(model, TensorDataset(images, torch.zeros(12).long()), batch_size=4)
+    assert caught.value.exit_code == 2 and isinstance(caught.value.__cause__, LookupError)
+    assert accuracy(model, TensorDataset(images[:8], torch.zeros(8).long()), batch_size=4) >= 0
+    groups = find_groups(model, images[:1])
+    calls: list[int] = []
+    with pytest.raises(MintError, match=FAILED):
+        calibrate(model, groups, list(images.split(4)), progress=lambda _, done, all_: calls.append(done))
+    assert calls == [1, 2]  # batches that it got through
+    with pytest.raises(MintError, match=FAILED):
+        layer_macs(model, images)
+
+
+def test_a_fault_of_our_own_in_a_hook_is_not_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(counting, "is_transposed", broken)
+    with pytest.raises(OwnFault, match="KeyError: 'a fault of ours'"):
+        layer_macs(Picky(), torch.rand(2, 4))
+
+
+class Viewing(nn.Module):
+    """Views a map in an order that channels-last memory forbids; or fails anyhow."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__()
+        self.conv, self.fails = nn.Conv2d(3, 4, 1), fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails:
+            raise LookupError("always")
+        x = self.conv(x)
+        return x.view(len(x), -1)
+
+
+def test_channels_last_is_for_networks_that_run_with_it() -> None:
+    images, cpu = torch.rand(2, 3, 4, 5), torch.device("cpu")
+    takes = nn.Conv2d(3, 4, 1)
+    assert take_channels_last([takes], images, cpu)
+    for other in (Viewing(), Viewing(fails=True), nn.Flatten()):
+        assert not take_channels_last([takes, other], images, cpu)
 
 
 def test_chance_warning_speaks_only_near_chance() -> None:

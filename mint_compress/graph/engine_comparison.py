@@ -14,7 +14,7 @@ from mint_compress.graph.engines import Engine, Found, Refused
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.label_groups import ChannelLabels
 from mint_compress.graph.passes import followed
-from mint_compress.graph.reference import float64_twin
+from mint_compress.graph.reference import reference_copy
 from mint_compress.nn.io import Inputs, by_position
 
 NAMED = 3
@@ -73,7 +73,7 @@ def compared(model: nn.Module, example_inputs: Inputs) -> Comparison:
         The network cannot be run on these inputs.
     """
     with by_position(model, example_inputs) as inputs:
-        reference, recording = followed(*float64_twin(model, inputs))
+        reference, recording = followed(*reference_copy(model, inputs))
         engines: dict[str, Engine] = {"graph": TorchPruning(), "labels": ChannelLabels(recording)}
         answers = {name: engine.groups(reference) for name, engine in engines.items()}
         refused = {name: a.reason for name, a in answers.items() if isinstance(a, Refused)}

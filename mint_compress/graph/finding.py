@@ -21,7 +21,7 @@ from mint_compress.graph.groups import UNREACHED, ChannelGroup
 from mint_compress.graph.input_groups import input_groups
 from mint_compress.graph.label_groups import ChannelLabels
 from mint_compress.graph.passes import followed
-from mint_compress.graph.reference import TOLERANCE, change, float64_twin, reference_run
+from mint_compress.graph.reference import TOLERANCE, change, reference_copy, reference_run
 from mint_compress.graph.removal_check import plan_faults
 from mint_compress.nn.io import Inputs, by_position
 from mint_compress.nn.layers import WEIGHTED, is_depthwise
@@ -138,8 +138,8 @@ def after_trial(
         The same groups; some with ``prunable=False`` and the reason, if the plan fails.
     """
     with by_position(model, example_inputs) as inputs:
-        twin, inputs = float64_twin(model, inputs)
-        faults = plan_faults(reference_run(twin, inputs), groups, plan)
+        reference_model, inputs = reference_copy(model, inputs)
+        faults = plan_faults(reference_run(reference_model, inputs), groups, plan)
     return [g.left_alone(faults[g.name]) if g.name in faults else g for g in groups]
 
 
@@ -153,7 +153,7 @@ def _answered(
     if isinstance(model, torch.jit.ScriptModule):
         raise MintError("TorchScript cannot be pruned. Give the module that it was made from.")
     tell("analyse", 0, STEPS)
-    reference, recording = followed(*float64_twin(model, inputs))
+    reference, recording = followed(*reference_copy(model, inputs))
     if change(reference.outputs, reference.run()) > TOLERANCE:
         raise MintError(
             "In eval mode the network gives other outputs for the same inputs each time (F.dropout without "

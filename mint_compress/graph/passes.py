@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mint_compress.errors import ForeignError, MintError, OwnFault, first_line, foreign, is_strict, our_own
+from mint_compress.errors import ForeignError, MintError, OwnFault, first_line, is_strict, our_own
 from mint_compress.graph.engines import Refused
 from mint_compress.graph.label_tracing import Recorder, Recording
 from mint_compress.graph.reference import TOLERANCE, Reference, change, reference_run
@@ -17,13 +17,13 @@ from mint_compress.nn.layers import WEIGHTED
 log = logging.getLogger(__name__)
 
 
-def followed(twin: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Recording | Refused]:
+def followed(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Recording | Refused]:
     """What the network gives, and what following its channels has shown.
 
     Parameters
     ----------
-    twin, inputs
-        From :func:`mint_compress.graph.reference.float64_twin`.
+    network, inputs
+        From :func:`mint_compress.graph.reference.reference_copy`.
 
     Returns
     -------
@@ -36,17 +36,16 @@ def followed(twin: nn.Module, inputs: tuple[Any, ...]) -> tuple[Reference, Recor
         The network cannot be run on these inputs.
     """
     try:
-        with foreign("The network's forward pass"):
-            reference = reference_run(twin, inputs)
+        reference = reference_run(network, inputs)
     except ForeignError as error:
         raise MintError(
-            f"The network could not be traced: {first_line(error.__cause__ or error)}. "
+            f"The network could not be traced: {first_line(error)}. "
             "Check --input-shape, or run its forward on such an input."
         ) from error
-    recorder = Recorder(twin)
+    recorder = Recorder(network)
     try:
         recorder.run(reference.inputs)
-        unseen = {n for n, m in twin.named_modules() if isinstance(m, WEIGHTED)} - recorder.reached
+        unseen = {n for n, m in network.named_modules() if isinstance(m, WEIGHTED)} - recorder.reached
         if unseen:
             reference = _with_training(reference, inputs, recorder)
         with our_own():
@@ -67,14 +66,13 @@ def _not_followed(why: str) -> Refused:
 
 def _with_training(reference: Reference, inputs: tuple[Any, ...], recorder: Recorder) -> Reference:
     """Record the network's way in training, too, and give its reference when it reaches more layers."""
-    twin, before = reference.model, recorder.reached
+    network, before = reference.model, recorder.reached
     try:
-        with foreign("The network's forward pass in training"):
-            both = reference_run(twin, inputs, in_training=True)
-        with training_flags(twin):
+        both = reference_run(network, inputs, in_training=True)
+        with training_flags(network):
             recorder.run(both.inputs)
     except ForeignError as error:  # a way that the network may never have taken
-        why = first_line(error.__cause__ or error)
+        why = first_line(error)
         log.info("the network cannot be run as in training (%s); layers that only training uses stay", why)
         return reference
     training_only = recorder.reached - before

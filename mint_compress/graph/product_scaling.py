@@ -63,10 +63,10 @@ def scaled_products(
     """
     if not counted:
         return ()
-    twin = copied(model).cpu().eval()
+    own_copy = copied(model).cpu().eval()
     inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
-    recorder = Recorder(twin)
-    followed = _followed(recorder, twin, inputs)
+    recorder = Recorder(own_copy)
+    followed = _followed(recorder, own_copy, inputs)
     totals: Counter[str] = Counter()
     for product in followed:
         totals[product.module] += product.macs

@@ -1,4 +1,4 @@
-"""A float64 twin of a network, made so that no wrong channel map can hide in it, and its outputs."""
+"""A reference: a copy of a network in float64 in which no wrong channel map can hide, and its outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mint_compress.errors import ForeignError, our_own
 from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.copying import copied
 from mint_compress.nn.counting import layer_macs
-from mint_compress.nn.io import tensors_in
+from mint_compress.nn.io import run, tensors_in
 from mint_compress.nn.layers import NORMS, WEIGHTED
 
 log = logging.getLogger(__name__)
@@ -28,13 +29,19 @@ NARROWING = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 WORK = 150 * 10**9
 """Multiply-accumulate operations that may be spent on telling wrong groups from right ones."""
 
+FEWEST_TRIALS, MOST_TRIALS = 16, 512
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A network in float64, inputs, and what it makes of them while nothing is changed.
+    """A copy of a network in float64, inputs, and what it makes of them while nothing is changed.
 
     Attributes
     ----------
+    model, inputs
+        From :func:`reference_copy`, the inputs perhaps smaller.
+    outputs
+        The tensors in what the model gives.
     in_training
         Whether it is also run as in training, so that layers that only training uses are seen.
     trials
@@ -45,15 +52,18 @@ class Reference:
     inputs: tuple[Any, ...]
     outputs: list[torch.Tensor]
     in_training: bool = False
-    trials: int = 512
+    trials: int = MOST_TRIALS
 
     def run(self) -> list[torch.Tensor]:
-        """What the network gives as it is now."""
+        """What the network gives as it is now; a ForeignError where its forward pass fails."""
         return _outputs(self.model, self.inputs, in_training=self.in_training)
 
 
-def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
+def reference_copy(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
     """A copy in which no layer hides a wrong map behind zeros or frozen weights, with its inputs.
+
+    Float64 tells the rounding of a right map from the error of a wrong one. Norms get random gains
+    and biases, weights and gains that start at zero or at a constant random values.
 
     Parameters
     ----------
@@ -67,36 +77,46 @@ def float64_twin(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, 
     model, inputs
         On the CPU, in float64 and eval mode; every parameter wants gradients, so that it is traced.
     """
-    twin = copied(model).cpu().double().eval()
+    copy = copied(model).cpu().double().eval()
     generator = torch.Generator().manual_seed(1)
-    for module in twin.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    for module in copy.modules():
         if isinstance(module, NORMS):
-            for tensor, low, high in ((weight, 0.6, 1.4), (bias, -0.2, 0.2)):
-                if isinstance(tensor, torch.Tensor):
-                    tensor.data.uniform_(low, high, generator=generator)
-        elif isinstance(module, WEIGHTED) and not bool(module.weight.any()):
-            module.weight.data.normal_(0, 0.02, generator=generator)
-        if not isinstance(module, NORMS):
-            usual = ("weight", "bias") if isinstance(module, WEIGHTED) else ()
-            for name, bare in module.named_parameters(recurse=False):
-                # a layer scale or a gain that starts at zero shuts its branch
-                if name not in usual and _is_constant(bare):
-                    bare.data.uniform_(0.5, 1.5, generator=generator)
-    for parameter in twin.parameters():
+            _vary_norm_(module, generator)
+        else:
+            _vary_constants_(module, generator)
+    for parameter in copy.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    _run_in_double_(twin)
-    return twin, tuple(_to_double(x) for x in inputs)
+    _run_in_double_(copy)
+    return copy, tuple(_to_double(x) for x in inputs)
+
+
+def _vary_norm_(norm: nn.Module, generator: torch.Generator) -> None:
+    for name, low, high in (("weight", 0.6, 1.4), ("bias", -0.2, 0.2)):
+        tensor = getattr(norm, name, None)
+        if isinstance(tensor, torch.Tensor):
+            tensor.data.uniform_(low, high, generator=generator)
+
+
+def _vary_constants_(module: nn.Module, generator: torch.Generator) -> None:
+    if isinstance(module, WEIGHTED) and not bool(module.weight.any()):
+        module.weight.data.normal_(0, 0.02, generator=generator)
+    usual = ("weight", "bias") if isinstance(module, WEIGHTED) else ()
+    for name, parameter in module.named_parameters(recurse=False):
+        # a layer scale or a gain that starts at zero shuts its branch
+        if name not in usual and _is_constant(parameter):
+            parameter.data.uniform_(0.5, 1.5, generator=generator)
 
 
 class _InDouble(TorchFunctionMode):
     """A forward that asks for single or half precision (``x.float()``) gets double."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func = torch.Tensor.double if func in NARROWING else func
-        args = tuple(_widened(a) for a in args)
-        return func(*args, **{k: _widened(v) for k, v in (kwargs or {}).items()})
+        with our_own():
+            func = torch.Tensor.double if func in NARROWING else func
+            args = tuple(_widened(a) for a in args)
+            kwargs = {k: _widened(v) for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)  # the network's call
 
 
 def _widened(value: Any) -> Any:
@@ -104,8 +124,8 @@ def _widened(value: Any) -> Any:
     return torch.float64 if narrow else value
 
 
-def _run_in_double_(twin: nn.Module) -> None:
-    forward = twin.forward
+def _run_in_double_(model: nn.Module) -> None:
+    forward = model.forward
 
     @functools.wraps(forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -117,7 +137,7 @@ def _run_in_double_(twin: nn.Module) -> None:
         finally:
             torch.set_default_dtype(usual)
 
-    twin.forward = wrapped
+    model.forward = wrapped
 
 
 def _to_double(x: Any) -> Any:
@@ -135,13 +155,13 @@ def _varied(x: Any) -> Any:
     return x
 
 
-def small_inputs(model: nn.Module, inputs: tuple[Any, ...], *, in_training: bool = False) -> tuple[Any, ...]:
+def _small_inputs(model: nn.Module, inputs: tuple[Any, ...], *, in_training: bool = False) -> tuple[Any, ...]:
     """The smallest inputs that tell channels apart: the maps do not depend on the image size.
 
     Parameters
     ----------
     model, inputs
-        From :func:`float64_twin`.
+        From :func:`reference_copy`.
     in_training
         Whether the network must also accept them as in training.
     """
@@ -156,7 +176,7 @@ def small_inputs(model: nn.Module, inputs: tuple[Any, ...], *, in_training: bool
         small = torch.randn(1, image.shape[1], side, side, generator=generator, dtype=torch.float64)
         try:
             _outputs(model, (small,), in_training=in_training)
-        except Exception:  # whatever a user's forward raises on an image that small
+        except ForeignError:  # whatever a user's forward raises on an image that small
             continue
         return (small,)
     return inputs
@@ -168,18 +188,26 @@ def reference_run(model: nn.Module, inputs: tuple[Any, ...], *, in_training: boo
     Parameters
     ----------
     model, inputs
-        From :func:`float64_twin`; BatchNorm statistics are set to those of the inputs.
+        From :func:`reference_copy`; BatchNorm statistics are set to those of the inputs.
     in_training
-        Whether to run it as in training, too.
+        Whether to run it as in training, too. The statistics then stay those of an earlier reference of
+        the same copy, whose outputs would not hold any more with others.
+
+    Raises
+    ------
+    ForeignError
+        The network's forward pass fails, also on the inputs as they were given.
     """
-    inputs = small_inputs(model, inputs, in_training=in_training)
-    _level(model, inputs)
+    inputs = _small_inputs(model, inputs, in_training=in_training)
+    if not in_training:
+        _set_statistics_(model, inputs)
     outputs = _outputs(model, inputs, in_training=in_training)
     macs = sum(layer_macs(model, inputs).values())
-    return Reference(model, inputs, outputs, in_training, max(16, min(512, WORK // max(macs, 1))))
+    trials = max(FEWEST_TRIALS, min(MOST_TRIALS, WORK // max(macs, 1)))
+    return Reference(model, inputs, outputs, in_training, trials)
 
 
-def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _set_statistics_(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Set BatchNorm to what these inputs show: with untrained statistics signals may fade to nothing."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -187,23 +215,37 @@ def _level(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         norm.momentum = 1.0
     try:
         _outputs(model, inputs)
-    except ValueError:
+    except ForeignError as error:
+        if not _is_single_value(error.__cause__):
+            raise
         log.debug("one value per channel: the statistics are left as they were")
-    for norm in norms:
-        norm.eval()
+    finally:
+        for norm in norms:
+            norm.eval()
+
+
+def _is_single_value(error: BaseException | None) -> bool:
+    """Whether it is what BatchNorm raises in training when a channel has one value and no variance."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], *, in_training: bool = False) -> list[torch.Tensor]:
     with torch.no_grad():
-        outputs = [t.clone() for t in tensors_in(model(*inputs))]
+        outputs = [t.clone() for t in tensors_in(run(model, inputs))]
         if in_training:
             with training_flags(model):
-                outputs += [t.clone() for t in tensors_in(model(*inputs))]
+                outputs += [t.clone() for t in tensors_in(run(model, inputs))]
     return outputs
 
 
 def change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    """Largest relative difference; infinite where shapes differ, or what is not finite."""
+    """Largest difference of each output, as a share of its largest magnitude before.
+
+    Infinite where their number or shapes differ, where values that are not finite do, and where none is
+    finite.
+    """
+    if len(before) != len(after):
+        return float("inf")
     worst = 0.0
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:

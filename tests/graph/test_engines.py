@@ -19,7 +19,7 @@ from mint_compress.graph.finding import answered
 from mint_compress.graph.label_groups import ChannelLabels
 from mint_compress.graph.label_rules import RULES
 from mint_compress.graph.passes import followed
-from mint_compress.graph.reference import float64_twin
+from mint_compress.graph.reference import reference_copy
 
 GRAPH, LABELS = "Torch-Pruning's graph", "the labels"
 
@@ -57,7 +57,7 @@ def test_where_both_engines_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - DIFFERENT.keys()))
 def test_where_the_engines_agree_so_do_the_proofs(name: str) -> None:
-    reference, recording = followed(*float64_twin(build(name), (images(name),)))
+    reference, recording = followed(*reference_copy(build(name), (images(name),)))
     upheld = []
     for engine in (TorchPruning(), ChannelLabels(recording)):
         found = engine.groups(reference)
@@ -133,7 +133,7 @@ def test_a_forward_that_fails_while_it_is_followed_is_told_as_the_users() -> Non
 def test_what_following_leaves_behind() -> None:
     """No hook and no mode, however it ends."""
     model = Suspicious().eval()
-    twin, inputs = float64_twin(model, (images("chain"),))
+    twin, inputs = reference_copy(model, (images("chain"),))
     followed(twin, inputs)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.modules())
     assert _get_current_dispatch_mode() is None and torch.get_default_dtype() == torch.float32

@@ -23,7 +23,7 @@ from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup, consumer_units, unit_offsets
 from mint_compress.graph.label_tracing import Recorder
-from mint_compress.graph.reference import float64_twin, reference_run
+from mint_compress.graph.reference import reference_copy, reference_run
 from mint_compress.nn.counting import parameters
 from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
@@ -551,7 +551,7 @@ def test_two_ways_to_the_same_groups(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_index_maps_that_grow_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = reference_run(*float64_twin(build("flatten"), (images("flatten"),)))
+    reference = reference_run(*reference_copy(build("flatten"), (images("flatten"),)))
     first = find_groups(build("flatten"), images("flatten"))
     assert isinstance(TorchPruning().groups(reference), Found)
     monkeypatch.setattr("mint_compress.graph.depgraph.INDICES", 20)  # four channels of six places are 24

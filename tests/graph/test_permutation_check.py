@@ -14,7 +14,7 @@ from torch import nn
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup, Member
 from mint_compress.graph.permutation_check import map_faults
-from mint_compress.graph.reference import float64_twin, reference_run
+from mint_compress.graph.reference import reference_copy, reference_run
 
 
 def group_of(name: str, group: str) -> ChannelGroup:
@@ -36,7 +36,7 @@ def swapped(group: ChannelGroup, layer: str, first: int, second: int) -> Channel
 
 
 def fault(name: str, group: ChannelGroup, model: nn.Module | None = None) -> str | None:
-    twin, inputs = float64_twin(model or build(name), (images(name),))
+    twin, inputs = reference_copy(model or build(name), (images(name),))
     return map_faults(reference_run(twin, inputs), [group], torch.Generator().manual_seed(0))[0]
 
 

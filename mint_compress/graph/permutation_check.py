@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mint_compress.errors import ForeignError, foreign
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Member
-from mint_compress.graph.reference import TOLERANCE, Reference
-from mint_compress.graph.reference import change as change_between
+from mint_compress.graph.reference import TOLERANCE, Reference, change
 from mint_compress.nn.contexts import training_flags
-from mint_compress.nn.io import tensors_in
-from mint_compress.nn.layers import rows_beside
+from mint_compress.nn.io import run, tensors_in
+from mint_compress.nn.layers import is_transposed, rows_beside
 
 
 def map_faults(
@@ -29,7 +29,8 @@ def map_faults(
     """Why each group's map may not be trusted, or None where the permutation check holds.
 
     All groups are permuted at once, each by shuffles of its own; only where that moves the outputs
-    they are taken apart, half by half, until the wrong ones are found.
+    they are taken apart, half by half, until the wrong ones are found. A wrong map of channels that the
+    outputs do not depend on would pass, so that has to be seen first.
 
     Parameters
     ----------
@@ -44,27 +45,23 @@ def map_faults(
     """
     reasons = [g.reason for g in groups]
     rounds: dict[int, list[Indices]] = {}
-    moved = _movable(reference, groups)
+    depends = _have_gradients(reference, groups)
     for i, group in enumerate(groups):
-        if reasons[i] is None and not (shuffles := _permutations(group, generator)):
-            reasons[i] = "map not verifiable: fewer than three of its positions are interchangeable"
-        elif reasons[i] is None and not (moved[i] or _moves(reference, group, shuffles[0])):
-            reasons[i] = "map not verifiable: the outputs do not depend on it"
-        elif reasons[i] is None and any(_sources(m, p) is None for p in shuffles for m in group.members):
-            reasons[i] = "wrong channel map (positions have no counterpart)"
-        elif reasons[i] is None:
-            rounds[i] = shuffles
+        if reasons[i] is None:
+            shuffles = _permutations(group, generator)
+            reasons[i] = _unpermutable(reference, group, shuffles, seen=depends[i])
+            if reasons[i] is None:
+                rounds[i] = shuffles
     for turn in range(max(map(len, rounds.values()), default=0)):
         cases = {i: (groups[i], r[turn % len(r)]) for i, r in rounds.items() if reasons[i] is None}
 
         def fault(some: Sequence[int], cases: dict[int, Case] = cases) -> str | None:
-            change = _permuted_change(reference, [cases[i] for i in some])
-            moved = f"wrong channel map (permutation check moved the outputs by {change:.1e})"
-            return moved if change > TOLERANCE else None
+            moved = _permuted_change(reference, [cases[i] for i in some])
+            wrong = f"wrong channel map (permutation check moved the outputs by {moved:.1e})"
+            return wrong if moved > TOLERANCE else None
 
-        for i, reason in tell_apart(
-            {i: g for i, (g, _) in cases.items()}, fault, trials=reference.trials if apart else 1
-        ).items():
+        trials = reference.trials if apart else 1
+        for i, reason in tell_apart({i: groups[i] for i in cases}, fault, trials=trials).items():
             reasons[i] = reason
     return reasons
 
@@ -72,43 +69,74 @@ def map_faults(
 Case = tuple[ChannelGroup, Indices]
 
 
-def _movable(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
-    """Whether the outputs are seen to depend on what each group's producers give, by one backward pass."""
-    model = reference.model
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    names, parameters = list(named), list(named.values())
-    if not parameters:
+def _unpermutable(
+    reference: Reference, group: ChannelGroup, shuffles: Sequence[Indices], *, seen: bool
+) -> str | None:
+    """Why permuting the group would show nothing; ``seen`` if its channels are known to have an effect."""
+    if not shuffles:
+        return "map not verifiable: fewer than three of its positions are interchangeable"
+    if not (seen or _shows_in_outputs(reference, group, shuffles[0])):
+        return "map not verifiable: the outputs do not depend on it"
+    if any(_sources(m, p) is None for p in shuffles for m in group.members):
+        return "wrong channel map (positions have no counterpart)"
+    return None
+
+
+def _have_gradients(reference: Reference, groups: Sequence[ChannelGroup]) -> list[bool]:
+    """Whether the outputs have a gradient with respect to what makes each group's channels.
+
+    One backward pass shows it for all groups. Where there is none the outputs may depend on them all
+    the same: see :func:`_shows_in_outputs`.
+    """
+    try:
+        slopes = _gradient_sizes(reference)
+    except ForeignError:  # an operation without a derivative, or one that no gradient may be kept for
         return [False] * len(groups)
+    return [any(slopes.get(m.layer, 0.0) > TOLERANCE for m in g.members if m.side == "out") for g in groups]
+
+
+def _gradient_sizes(reference: Reference) -> dict[str, float]:
+    """Name of a parameter, and of the layer that owns it -> norm of its gradient times its own norm.
+
+    The gradient is that of the outputs, scaled and with random weights. The result is empty where the
+    forward pass switches gradients off.
+
+    Raises
+    ------
+    ForeignError
+        The forward pass fails when gradients are kept, or the backward pass does.
+    """
+    named = {n: p for n, p in reference.model.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(4)
     with torch.enable_grad():
-        outputs = list(tensors_in(model(*reference.inputs)))
-        if reference.in_training:
-            with training_flags(model):
-                outputs += list(tensors_in(model(*reference.inputs)))
-        generator = torch.Generator().manual_seed(4)
         parts = [
             (t / t.detach().abs().max().clamp_min(1e-300) * torch.randn(t.shape, generator=generator)).sum()
-            for t in outputs
+            for t in _outputs_with_graph(reference)
             if t.requires_grad
         ]
-        if not parts:  # the forward pass switches gradients off
-            return [False] * len(groups)
-        try:
-            grads = torch.autograd.grad(torch.stack(parts).sum(), parameters, allow_unused=True)
-        except RuntimeError:  # an operation without a derivative
-            return [False] * len(groups)
-    effect = {
-        name: float(p.detach().norm() * g.norm()) if g is not None else 0.0
-        for name, p, g in zip(names, parameters, grads, strict=True)
-    }
-    owned: dict[str, float] = {}
-    for name, size in effect.items():
-        for key in (name, name.rpartition(".")[0]):
-            owned[key] = owned.get(key, 0.0) + size
-    return [any(owned.get(m.layer, 0.0) > TOLERANCE for m in g.members if m.side == "out") for g in groups]
+        if not (parts and named):
+            return {}
+        total = torch.stack(parts).sum()
+        with foreign("The network's backward pass"):
+            gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    sizes: dict[str, float] = {}
+    for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+        if gradient is not None:
+            for key in (name, name.rpartition(".")[0]):
+                sizes[key] = sizes.get(key, 0.0) + float(parameter.detach().norm() * gradient.norm())
+    return sizes
 
 
-def _moves(reference: Reference, group: ChannelGroup, permutation: Indices) -> bool:
-    """Whether the outputs change when only what makes the channels is permuted.
+def _outputs_with_graph(reference: Reference) -> list[torch.Tensor]:
+    outputs = list(tensors_in(run(reference.model, reference.inputs)))
+    if reference.in_training:
+        with training_flags(reference.model):
+            outputs += tensors_in(run(reference.model, reference.inputs))
+    return outputs
+
+
+def _shows_in_outputs(reference: Reference, group: ChannelGroup, permutation: Indices) -> bool:
+    """Whether the outputs change when only what makes the group's channels is permuted.
 
     This asks more than the gradient, which is zero where an activation is flat.
     """
@@ -174,7 +202,7 @@ def _permuted_change(reference: Reference, cases: Sequence[Case]) -> float:
     try:
         for tensor, dim, channels, sources in moves.values():
             tensor.data = _reorder(tensor.data, dim, sources, channels)
-        return change_between(reference.outputs, reference.run())
+        return change(reference.outputs, reference.run())
     finally:
         for tensor, data in saved.values():
             tensor.data = data
@@ -202,8 +230,7 @@ def _cut_tensors(member: Member, model: nn.Module) -> Iterator[tuple[torch.Tenso
         yield parameter, member.dim % parameter.ndim, parameter.shape[member.dim]
         return
     layer: Any = model.get_submodule(member.layer)
-    transposed = bool(getattr(layer, "transposed", False))
-    bias = getattr(layer, "bias", None)
+    transposed, bias = is_transposed(layer), getattr(layer, "bias", None)
     if member.side == "in":
         yield layer.weight, 0 if transposed else 1, member.total
     elif member.kind == "norm":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import build, images
-from torch import nn
+from torch import Tensor, nn
 
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup, Member
@@ -36,8 +37,8 @@ def swapped(group: ChannelGroup, layer: str, first: int, second: int) -> Channel
 
 
 def fault(name: str, group: ChannelGroup, model: nn.Module | None = None) -> str | None:
-    twin, inputs = reference_copy(model or build(name), (images(name),))
-    return map_faults(reference_run(twin, inputs), [group], torch.Generator().manual_seed(0))[0]
+    copy, inputs = reference_copy(model or build(name), (images(name),))
+    return map_faults(reference_run(copy, inputs), [group], torch.Generator().manual_seed(0))[0]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,53 @@ def test_every_wrong_map_of_a_narrow_group_is_caught() -> None:
         )
         reason = fault("concat", replace(right, members=wrong))
         assert (reason is None) == (order == (0, 1, 2)), order
+
+
+class NoDerivative(torch.autograd.Function):
+    """The identity, for which nobody has written a derivative, or a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise LookupError("no derivative")
+
+
+class Opaque(nn.Module):
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.one, self.two, self.unused = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.two.bias.mul_(1)  # PyTorch refuses that while gradients are kept
+        hidden = self.one(x)
+        result: Tensor = self.two(hidden if self.in_place else NoDerivative.apply(hidden))
+        return result + 0 * self.unused(hidden)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_where_no_gradient_can_be_had_permuting_the_makers_shows_what_has_an_effect(in_place: bool) -> None:
+    right = np.arange(6)
+    group = ChannelGroup(
+        "one",
+        6,
+        (
+            Member("one", "linear", "out", right, right, total=6),
+            Member("two", "linear", "in", right, right, total=6),
+            Member("unused", "linear", "in", right, right, total=6),
+        ),
+    )
+    four = np.arange(4)
+    idle = ChannelGroup("unused", 4, (Member("unused", "linear", "out", four, four, total=4),))
+    copy, inputs = reference_copy(Opaque(in_place=in_place), (torch.randn(5, 3),))
+    reference = reference_run(copy, inputs)
+    assert map_faults(reference, [group, idle], torch.Generator().manual_seed(0)) == [
+        None,
+        "map not verifiable: the outputs do not depend on it",
+    ]
+    reason = map_faults(reference, [swapped(group, "two", 0, 5)], torch.Generator().manual_seed(0))[0]
+    assert reason is not None and reason.startswith("wrong channel map")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,15 +14,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from mint_compress.errors import first_line
+from mint_compress.errors import ForeignError, OwnFault, first_line, is_strict, our_own
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Side
 from mint_compress.graph.reference import TOLERANCE, Reference, change
 from mint_compress.nn.contexts import hooked
+from mint_compress.nn.layers import is_transposed
 from mint_compress.surgery.pruning_plan import PruningPlan
-from mint_compress.surgery.slicing import adapt_, cut_
+from mint_compress.surgery.slicing import CannotCut, adapt_, cut_
+
+log = logging.getLogger(__name__)
 
 UNREMOVABLE = "its channels cannot be removed: {}"
+OUR_FAULT = "mint-compress fails at it"
 
 
 class _NoStatistics(TorchFunctionMode):
@@ -33,9 +38,14 @@ class _NoStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs)  # the network's call
         if func not in (F.layer_norm, F.group_norm, F.instance_norm, F.batch_norm):
             return result
+        with our_own():
+            return self._held_down(func, args, kwargs, result)
+
+    @staticmethod
+    def _held_down(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         given = inspect.signature(func).bind(*args, **kwargs).arguments
         if func is F.batch_norm and not given.get("training"):
             return result  # its statistics are stored, a number for each channel
@@ -51,14 +61,15 @@ class _NoStatistics(TorchFunctionMode):
 def _no_response(model: nn.Module) -> Iterator[None]:
     """The same for timm's GlobalResponseNorm, which takes a mean over channels by itself."""
 
+    @our_own()
     def held_down(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         (x,) = inputs
         weight, bias = (p.view(module.wb_shape) for p in (module.weight, module.bias))
         result: torch.Tensor = x + bias + weight * x.asinh()
         return result
 
-    found = [m for m in model.modules() if type(m).__name__ == "GlobalResponseNorm"]
-    with hooked([m.register_forward_hook(held_down) for m in found]):
+    named = (m for m in model.modules() if type(m).__name__ == "GlobalResponseNorm")
+    with hooked([m.register_forward_hook(held_down) for m in named if hasattr(m, "wb_shape")]):
         yield
 
 
@@ -90,14 +101,8 @@ def removable(
     result = list(groups)
     for turn in (0, 1):
         trials = {i: (g, _lost(g, i, turn)) for i, g in enumerate(result) if g.prunable}
-
-        def fault(some: Sequence[int], trials: dict[int, Trial] = trials) -> str | None:
-            return _trial(reference, [trials[i] for i in some])
-
-        for i, reason in tell_apart(
-            {i: g for i, (g, _) in trials.items()}, fault, trials=reference.trials if apart else 1
-        ).items():
-            result[i] = groups[i].left_alone(UNREMOVABLE.format(reason))
+        for i, reason in _failed(reference, trials, most=reference.trials if apart else 1).items():
+            result[i] = groups[i].left_alone(reason)
     return result
 
 
@@ -105,12 +110,8 @@ def plan_faults(reference: Reference, groups: Sequence[ChannelGroup], plan: Prun
     """Why groups cannot lose what a plan takes from them, by name; empty when the plan is right."""
     lost = {cut.group: np.array(cut.removed) for cut in plan.groups if cut.removed}
     trials = {i: (g, lost[g.name]) for i, g in enumerate(groups) if g.name in lost}
-
-    def fault(some: Sequence[int]) -> str | None:
-        return _trial(reference, [trials[i] for i in some])
-
-    failed = tell_apart({i: g for i, (g, _) in trials.items()}, fault, trials=reference.trials)
-    return {groups[i].name: UNREMOVABLE.format(reason) for i, reason in failed.items()}
+    failed = _failed(reference, trials, most=reference.trials)
+    return {groups[i].name: reason for i, reason in failed.items()}
 
 
 Trial = tuple[ChannelGroup, Indices]
@@ -122,39 +123,72 @@ def _lost(group: ChannelGroup, index: int, turn: int) -> Indices:
     return np.arange(count) if turn == 0 else np.arange(group.width - count, group.width)
 
 
+def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> dict[int, str]:
+    """Number -> reason, of the groups that cannot lose their positions; found in so many runs at most."""
+
+    def fault(some: Sequence[int]) -> str | None:
+        return _trial(reference, [trials[i] for i in some])
+
+    failed = tell_apart({i: group for i, (group, _) in trials.items()}, fault, trials=most)
+    for i, reason in failed.items():
+        if OUR_FAULT in reason and most > 1:  # with one, nothing is told of single groups
+            log.warning("%s is left alone: %s", trials[i][0].name, reason)
+    return {i: UNREMOVABLE.format(reason) for i, reason in failed.items()}
+
+
 def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
     """What goes wrong when the groups lose these positions; the network is put back."""
+    try:
+        moved = _change_without(reference, _gone(trials))
+    except ForeignError as error:  # the network's forward, on a shape that it did not expect
+        return f"the network then fails ({first_line(error)})"
+    except CannotCut as error:
+        return str(error)
+    except (Exception, OwnFault) as error:
+        # ours, or of a library that we call: it costs the user these groups, not the whole run
+        if is_strict():
+            raise
+        log.debug("where that was", exc_info=True)
+        return f"{OUR_FAULT} ({first_line(error)}); please report it"
+    return None if moved <= TOLERANCE else f"the outputs then change (by {moved:.1e})"
+
+
+Gone = Mapping[tuple[str, str, Side, int], Sequence[int]]
+"""Layer, kind, side and dimension -> the layer's own channels that go."""
+
+
+def _gone(trials: Sequence[Trial]) -> Gone:
     gone: dict[tuple[str, str, Side, int], list[int]] = {}
     for group, lost in trials:
         for m in group.members:
             own = m.channels[np.isin(m.positions, lost)].tolist()
             if own:
                 gone.setdefault((m.layer, m.kind, m.side, m.dim), []).extend(own)
+    return gone
+
+
+def _change_without(reference: Reference, gone: Gone) -> float:
+    """How far the outputs without these channels are from those in which readers ignore them."""
     model = reference.model
-    try:
-        with _NoStatistics(), _no_response(model):
-            with _silenced(model, gone):
-                expected = reference.run()
-            with _restored(model):
-                for (layer, kind, side, dim), channels in gone.items():
-                    cut_(model, layer, kind, side, dim, channels)
-                adapt_(model)
-                moved = change(expected, reference.run())
-    except Exception as error:
-        # whatever a user's forward raises on a shape it did not expect
-        return f"the network then fails ({first_line(error)})"
-    return None if moved <= TOLERANCE else f"the outputs then change (by {moved:.1e})"
+    with _NoStatistics(), _no_response(model):
+        with _silenced(model, gone):
+            expected = reference.run()
+        with _restored(model):
+            for (layer, kind, side, dim), channels in gone.items():
+                cut_(model, layer, kind, side, dim, channels)
+            adapt_(model)
+            return change(expected, reference.run())
 
 
 @contextmanager
-def _silenced(model: nn.Module, gone: Mapping[tuple[str, str, Side, int], Sequence[int]]) -> Iterator[None]:
+def _silenced(model: nn.Module, gone: Gone) -> Iterator[None]:
     """Let layers ignore some of their input channels."""
     saved = []
     try:
         for (name, _, side, _), channels in gone.items():
             if side == "in":
                 layer: Any = model.get_submodule(name)
-                dim = 0 if getattr(layer, "transposed", False) else 1
+                dim = 0 if is_transposed(layer) else 1
                 # a grouped convolution loses the same place in each of its channel groups
                 places = torch.from_numpy(np.unique(np.asarray(channels) % layer.weight.shape[dim]))
                 saved.append((layer.weight.data, dim, places, layer.weight.data.index_select(dim, places)))

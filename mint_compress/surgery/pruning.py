@@ -9,7 +9,7 @@ from torch import nn
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.nn.counting import first_owners
 from mint_compress.surgery.pruning_plan import LayerCut, PruningPlan
-from mint_compress.surgery.slicing import adapt_, cut_, slicer_of
+from mint_compress.surgery.slicing import adapt_, check_cut, cut_, slicer_of
 
 REMEDY = "The plan was made for another network; write a new one with --dry-run."
 
@@ -35,7 +35,8 @@ def prune_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     Raises
     ------
     MintError
-        When the plan was made for another network; nothing is changed then.
+        When the plan was made for another network, or names a layer that cannot be cut; nothing is
+        changed then.
     CheckFailed
         When a layer does not count what the plan predicted.
     """
@@ -56,7 +57,7 @@ def prune_(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def _check(model: nn.Module, modules: dict[str, Any], cut: LayerCut) -> None:
-    try:
+    try:  # a plan comes from a file, and may name anything
         module = model.get_parameter(cut.layer) if cut.kind == "parameter" else modules[cut.layer]
         total = module.shape[cut.dim] if cut.kind == "parameter" else _channels(module, cut)
     except (KeyError, AttributeError, IndexError):
@@ -68,6 +69,8 @@ def _check(model: nn.Module, modules: dict[str, Any], cut: LayerCut) -> None:
         )
     if cut.side not in ("in", "out", "both"):
         raise MintError(f"The plan is damaged: layer {cut.layer} has no side {cut.side!r}. {REMEDY}")
+    if cut.kind != "parameter":
+        check_cut(modules[cut.layer], cut.layer, cut.kind)
     if not 0 < len(set(cut.removed)) < total or min(cut.removed) < 0 or max(cut.removed) >= total:
         raise MintError(
             f"The plan names channels that layer {cut.layer} ({total} wide) cannot lose. {REMEDY}"

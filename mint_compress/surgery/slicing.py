@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import make_selecting_
-from mint_compress.nn.layers import rows_beside
+from mint_compress.nn.layers import channel_groups, is_transposed, rows_beside
 from mint_compress.surgery.layer_sizes import size_attributes
+
+
+class CannotCut(MintError):
+    """A layer that Torch-Pruning has no right way to cut."""
 
 
 def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels: Sequence[int]) -> None:
@@ -26,6 +31,11 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
         As in :class:`mint_compress.graph.groups.Member`; ``dim`` counts for a bare parameter only.
     channels
         The layer's own channels that go, without repetition.
+
+    Raises
+    ------
+    CannotCut
+        From :func:`check_cut`; nothing is changed then.
     """
     if kind == "parameter":
         parameter = model.get_parameter(layer)
@@ -34,6 +44,7 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
         setattr(model.get_submodule(parent), leaf, slicer.prune_out_channels(parameter, list(channels)))
         return
     module = model.get_submodule(layer)
+    check_cut(module, layer, kind)
     slicer = slicer_of(module, kind)
     if kind == "selection":
         selecting = make_selecting_(module)
@@ -47,12 +58,32 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
         setattr(module, name, nn.Parameter(parameter.detach()[kept]))
 
 
+def check_cut(module: nn.Module, layer: str, kind: str) -> None:
+    """Refuse a layer that would be cut wrongly: Torch-Pruning takes its channel groups for rows.
+
+    Parameters
+    ----------
+    module, layer
+        The layer, and its name.
+    kind
+        ``depthwise`` layers have one channel in each group, which goes as a whole.
+
+    Raises
+    ------
+    CannotCut
+        A transposed convolution with channel groups.
+    """
+    if kind == "conv" and is_transposed(module) and channel_groups(module) > 1:
+        raise CannotCut(f"{type(module).__name__} with channel groups cannot be cut ({layer})")
+
+
 def adapt_(model: nn.Module) -> None:
     """Set the sizes that a forward pass reads from attributes, after layers were cut, in place.
 
     Attention modules keep the number of their heads, and torchvision's vision transformer its width.
-    Only attributes that a saved file carries (:func:`mint_compress.surgery.layer_sizes.size_attributes`) are set;
-    a network that reads others fails its trial removal.
+    Only attributes that a saved file carries are set
+    (:func:`mint_compress.surgery.layer_sizes.size_attributes`); a network that reads others fails its
+    trial removal.
     """
     for module in model.modules():
         names = size_attributes(module)

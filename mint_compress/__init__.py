@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mint_compress.checkpoints.files import save
     from mint_compress.checkpoints.loading import load, load_model
+    from mint_compress.checkpoints.saving import save
     from mint_compress.compression import compress
     from mint_compress.data.specs import Data, load_data
     from mint_compress.errors import CheckFailed, MintError
@@ -64,7 +64,7 @@ _HOMES = {
     "load_model": "checkpoints.loading",
     "plan": "planning.search",
     "prune_": "surgery.pruning",
-    "save": "checkpoints.files",
+    "save": "checkpoints.saving",
     "score": "scoring.scores",
     "sweep": "sweeping",
     "verify": "exporting.receipt",

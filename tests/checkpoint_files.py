@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mint_compress.checkpoints.files import (
-    read_checkpoint,
-)
+from mint_compress.checkpoints.reading import read_checkpoint
 from mint_compress.errors import MintError
 
 

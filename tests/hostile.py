@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from mint_compress.checkpoints.builders import Builder, remember_builder
-from mint_compress.checkpoints.files import HEADER_KEY, _checksum, save
+from mint_compress.checkpoints.headers import HEADER_KEY, checksum
+from mint_compress.checkpoints.saving import save
 from mint_compress.zoo import BUILDERS
 
 
@@ -98,7 +99,7 @@ def rewrite(source: str | Path, target: str | Path, change: Mapping[str, Any]) -
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     header = json.loads(json.dumps(header))
     if "crc32" not in change:
-        header["crc32"] = _checksum(tensors, header)
+        header["crc32"] = checksum(tensors, header)
     save_file(tensors, target, {HEADER_KEY: json.dumps(header)})
 
 

@@ -22,7 +22,7 @@ class Builder:
 
 
 def remember_builder(module: nn.Module, builder: Builder | None, input_shape: Sequence[int] | None) -> None:
-    """Note on ``module`` what made it and what it eats (without the batch); deepcopy keeps the note."""
+    """Note on ``module`` what made it and what it takes (without the batch); deepcopy keeps the note."""
     # plain data, so that torch.save(module) stays readable without this package
     note = None if builder is None else {"name": builder.name, "kwargs": dict(builder.kwargs)}
     vars(module)["mint_builder"] = note
@@ -32,7 +32,7 @@ def remember_builder(module: nn.Module, builder: Builder | None, input_shape: Se
 def builder_of(module: nn.Module) -> Builder | None:
     """The builder noted by :func:`remember_builder`, or None."""
     note = vars(module).get("mint_builder")
-    return None if note is None else Builder(**note)
+    return None if note is None else Builder(note["name"], note["kwargs"])
 
 
 def input_shape_of(module: nn.Module) -> tuple[int, ...] | None:

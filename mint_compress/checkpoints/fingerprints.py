@@ -1,7 +1,7 @@
 """Which known architectures have the keys and shapes of a state_dict, without building them all.
 
 ``architectures.json`` holds, for every zoo, torchvision and timm builder, a hash of the names in its
-state_dict, a sketch of them (from which the nearest builder can be told), a hash of the shapes outside
+state_dict, a sketch of them (which finds the nearest builder), a hash of the shapes outside
 the classifier head, and the input shape. Write it again after an update of torchvision or timm:
 
     python -m mint_compress.checkpoints.fingerprints
@@ -22,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mint_compress.checkpoints.registry import TIERS, known_builders, original_input_shape, outline
+from mint_compress.checkpoints.building import outline
+from mint_compress.checkpoints.registry import TIERS, known_builders, original_input_shape
 from mint_compress.errors import MintError
 
 log = logging.getLogger(__name__)

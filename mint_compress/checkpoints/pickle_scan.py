@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import struct
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-from mint_compress.errors import shown
+from typing import Any, BinaryIO, NamedTuple
 
 # what else the layers of torchvision and timm keep as attributes, looked at one by one: an enumeration of
 # layouts, and activations, which call nothing that they are given
@@ -87,12 +87,17 @@ class LayerPartial(partial):  # type: ignore[type-arg]
     """``functools.partial`` of a layer class with numbers and words: all that a file may make of one."""
 
     def __setstate__(self, state: Any) -> None:
-        func, args, keywords, attributes = state
-        values = (*args, *(keywords or {}).values())
-        plain = all(isinstance(v, bool | int | float | str | None) for v in values)
-        if func is not self.func or attributes or not plain:
+        if not isinstance(state, tuple) or len(state) != 4 or not self._is_plain(*state):
             raise pickle.UnpicklingError("a partial of something else than a layer")
         super().__setstate__(state)  # type: ignore[misc]
+
+    def _is_plain(self, func: Any, args: Any, keywords: Any, attributes: Any) -> bool:
+        if func is not self.func or attributes or not isinstance(args, tuple):
+            return False
+        if keywords is not None and (type(keywords) is not dict or not all(type(k) is str for k in keywords)):
+            return False
+        values = (*args, *(keywords or {}).values())
+        return all(isinstance(v, bool | int | float | str | None) for v in values)
 
     def __reduce__(self) -> Any:
         # so that it can be read without this package
@@ -122,27 +127,42 @@ class Recipe:
         if not condition:
             raise pickle.UnpicklingError("not what torch.save writes")
 
-    def follow(self, stream: Any) -> None:
-        """Take all steps of the pickle that ``stream`` stands at, to its end."""
+    def follow(self, stream: BinaryIO) -> None:
+        """Take all steps of the pickle that ``stream`` stands at, to its end.
+
+        Raises
+        ------
+        pickle.UnpicklingError
+            It is not what torch.save writes; a :class:`CallsError` when it would call something.
+        """
         self.stack, self.waiting, self.memo = [], [], {}
-        for opcode, argument, position in pickletools.genops(stream):
-            self.require((position or 0) < MOST_STEPS)
-            if opcode.name in CONSTANTS:
-                self.stack.append(argument)
-            elif opcode.name in ("BINPUT", "LONG_BINPUT"):
-                self.memo[argument] = self.stack[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET"):
-                self.stack.append(self.memo[argument])
-            elif opcode.name == "GLOBAL":
-                self.stack.append(_named(str(argument)))
-            elif opcode.name not in ("PROTO", "STOP"):
-                self._move(opcode.name)
+        with warnings.catch_warnings():
+            # pickletools decodes what it then refuses, and Python warns of its escapes
+            warnings.simplefilter("ignore")
+            for step, argument, position in _steps(stream):
+                self.require(position < MOST_STEPS)
+                self._take(step, argument)
+
+    def _take(self, step: str, argument: Any) -> None:
+        if step in CONSTANTS:
+            self.stack.append(argument)
+        elif step in ("BINPUT", "LONG_BINPUT"):
+            self.require(bool(self.stack))
+            self.memo[argument] = self.stack[-1]
+        elif step in ("BINGET", "LONG_BINGET"):
+            self.require(argument in self.memo)
+            self.stack.append(self.memo[argument])
+        elif step == "GLOBAL":
+            self.stack.append(_named(argument))
+        elif step not in ("PROTO", "STOP"):
+            self._move(step)
 
     def _move(self, step: str) -> None:
         if step == "MARK":
             self.waiting.append(self.stack)
             self.stack = []
         elif step in ("TUPLE", "APPENDS", "SETITEMS"):
+            self.require(bool(self.waiting))
             items, self.stack = self.stack, self.waiting.pop()
             if step == "TUPLE":
                 self._tie(items)
@@ -153,7 +173,7 @@ class Recipe:
             self._last(1 if step == "APPEND" else 2)
         elif step == "BUILD":
             self._last(1)
-            self.require(self.stack[-1] is not _FINISHED)
+            self.require(bool(self.stack) and self.stack[-1] is not _FINISHED)
         elif step == "BINPERSID":
             self.stack.append(self._storage(*self._last(1)))
         else:
@@ -172,6 +192,7 @@ class Recipe:
         self.stack.append(made)
 
     def _last(self, count: int) -> tuple[Any, ...]:
+        self.require(len(self.stack) >= count)
         return tuple(self.stack.pop() for _ in range(count))[::-1]
 
     def _make(self, made: _Name, arguments: tuple[Any, ...]) -> None:
@@ -181,7 +202,8 @@ class Recipe:
 
     def _call(self, called: _Name, arguments: tuple[Any, ...]) -> Any:
         if called == PARTIAL or called in ENUMERATIONS:
-            (given,) = arguments
+            self.require(len(arguments) == 1)
+            given = arguments[0]
             named = isinstance(given, _Name)
             if called not in self.allowed or (called == PARTIAL) != (named and given in self.layers):
                 raise CallsError(called)
@@ -189,28 +211,31 @@ class Recipe:
         if called not in CALLED:
             raise CallsError(called)
         if called == "torch._tensor._rebuild_from_type_v2":
+            self.require(len(arguments) == 4 and isinstance(arguments[2], tuple))
             called, kind, arguments, _ = arguments
             if not isinstance(called, _Name) or called not in REBUILDING or kind not in TENSOR_TYPES:
-                raise CallsError(shown(called))
+                raise CallsError(called if isinstance(called, _Name) else "what is no function")
         if called == "_codecs.encode":
             self.require(arguments[1:] in (("latin1",), ("latin-1",)))
         if called == "torch.Size":
+            self.require(len(arguments) == 1)
             return arguments[0]
         if called not in REBUILDING:
             return None
         if arguments and isinstance(arguments[0], _Storage):
-            self._measure(*arguments[:4])
+            self.require(len(arguments) >= 4)
+            self._measure(arguments[0], *arguments[1:4])
         return _FINISHED
 
     def _storage(self, reference: Any) -> _Storage:
-        self.require(isinstance(reference, tuple))
+        self.require(isinstance(reference, tuple) and len(reference) >= 5)
         what, kind, key, _, elements = reference[:5]
         if what == "module":
             raise CallsError("the source code of a module")
         self.require(what == "storage" and isinstance(kind, _Name) and isinstance(elements, int))
-        self.require(elements >= 0)
+        self.require(elements >= 0 and isinstance(key, str))
         each = ELEMENT_BYTES.get(kind.rpartition(".")[2].removesuffix("Storage"), 1)
-        self.storages[str(key)] = max(elements * each, self.storages.get(str(key), 0))
+        self.storages[key] = max(elements * each, self.storages.get(key, 0))
         return _Storage(elements)
 
     def _measure(self, storage: _Storage, offset: Any, size: Any, stride: Any) -> None:
@@ -219,6 +244,15 @@ class Recipe:
         self.require(all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)))
         reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         self.require(0 in size or reach <= storage.elements)
+
+
+def _steps(stream: BinaryIO) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and place of each step; only the standard library's reader is watched in here."""
+    try:
+        for opcode, argument, position in pickletools.genops(stream):
+            yield opcode.name, argument, position or 0
+    except (ValueError, struct.error, OverflowError, MemoryError, OSError) as error:
+        raise pickle.UnpicklingError(str(error)) from None
 
 
 def _named(argument: str) -> _Name:

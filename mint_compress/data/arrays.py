@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +29,27 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     """
     if not path.is_file():
         raise MintError(f"No such file: {path}")
-    try:
+    with _reading(path):
         found = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise MintError(f"{path} holds a single array. Save {', '.join(KEYS)} with np.savez.")
-        with found as file:
-            missing = [key for key in KEYS if key not in file.files]
-            if missing:
-                raise MintError(
-                    f"{path} has no {', '.join(missing)} (it has: {', '.join(file.files) or 'nothing'}). "
-                    f"Needed: {', '.join(KEYS)}."
-                )
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise MintError(f"{path} holds a single array. Save {', '.join(KEYS)} with np.savez.")
+    with found as file:
+        missing = [key for key in KEYS if key not in file.files]
+        if missing:
+            raise MintError(
+                f"{path} has no {', '.join(missing)} (it has: {', '.join(file.files) or 'nothing'}). "
+                f"Needed: {', '.join(KEYS)}."
+            )
+        with _reading(path):
             return {key: file[key] for key in KEYS}
-    except MintError:
-        raise
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Only NumPy, which reads the file, runs in this block."""
+    try:
+        yield
+    # NumPy at what is no array or holds Python objects, and zipfile below it
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MintError(f"Cannot read {path} as .npz ({reason}). Save it again with np.savez.") from None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from mint_compress.errors import MintError
 from mint_compress.nn.io import Inputs, of_batch, tensors
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Source = Dataset[Any] | Iterable[Any]
 """A dataset of (image, label), or an iterable of (images, labels) batches such as a DataLoader.
@@ -149,25 +152,31 @@ class FolderDataset(ImageDataset):
         return _normalise(images.float() / 255, self.mean, self.std), self.labels[indices]
 
     def _open(self, path: str) -> Tensor:
-        from PIL import Image
         from torchvision.transforms import functional
 
         channels, height, width = self.shape
-        try:
-            with Image.open(path) as file:
-                if file.mode[0] in "IF":  # PIL would clip them to 0..255, to white
-                    raise MintError(f"{path} has more than 8 bits a pixel ({file.mode}). Convert it first.")
-                image = file.convert("L" if channels == 1 else "RGB")
-        except MintError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None
+        image = _converted(path, "L" if channels == 1 else "RGB")
         if image.size != (width, height):
             scale = max(height / image.height, width / image.width) * 8 / 7
             size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
             image = functional.center_crop(functional.resize(image, size), [height, width])
         pixels: Tensor = functional.pil_to_tensor(image)
         return pixels
+
+
+def _converted(path: str, mode: str) -> Image.Image:
+    """An image file, read by PIL as grey (``L``) or in colour (``RGB``)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            kept = file.mode[0] not in "IF"
+            image = file.convert(mode) if kept else file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's
+        raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None
+    if not kept:  # PIL would clip them to 0..255, to white
+        raise MintError(f"{path} has more than 8 bits a pixel ({image.mode}). Convert it first.")
+    return image
 
 
 class Augmented(ImageDataset):
@@ -289,7 +298,7 @@ def _fetched(
 def _collate(items: list[Any]) -> Any:
     try:
         return default_collate(items)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError) as error:  # PyTorch's, at items of other types or unequal shapes
         reason = " ".join(str(error).split())
         raise MintError(f"The dataset's items do not make a batch ({reason}). Give (tensor, int).") from None
 
@@ -334,7 +343,7 @@ def batch_count(source: Source, batch_size: int) -> int:
     """
     try:
         size = len(source)  # type: ignore[arg-type]
-    except TypeError:
+    except TypeError:  # of an iterable without __len__, and of PyTorch's IterableDataset
         raise MintError("The loader has no length (len() fails). Give a DataLoader over a dataset.") from None
     return -(-size // batch_size) if isinstance(source, Dataset) else size
 
@@ -345,7 +354,7 @@ def image_files(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
 
     try:
         found = ImageFolder(str(folder))
-    except (FileNotFoundError, OSError) as error:
+    except OSError as error:  # torchvision's, FileNotFoundError among them
         reason = " ".join(str(error).split())
         raise MintError(f"{folder} is no folder of class folders with images: {reason}") from None
     return found.samples, found.classes

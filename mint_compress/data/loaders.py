@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from mint_compress.data.datasets import Source, batches
 from mint_compress.data.splits import SPLIT_SEED
-from mint_compress.errors import MintError
+from mint_compress.errors import ForeignError, MintError
 from mint_compress.nn.io import Inputs, InputShape, describe, shape_of, tensors
 
 NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -66,7 +66,7 @@ def load_splits(spec: str) -> dict[str, Source]:
 def _call(spec: str) -> Any:
     module_name, _, function_name = spec.partition(":")
     with _working_directory_importable():
-        try:
+        try:  # the user's module and function, and nothing else
             function = importlib.import_module(module_name)
             for part in function_name.split("."):
                 function = getattr(function, part)
@@ -79,9 +79,11 @@ def _call(spec: str) -> Any:
             raise MintError(
                 f"The data function {spec} called sys.exit({error.code!r}). It must return loaders."
             ) from error
-        except Exception as error:
+        except Exception as error:  # whatever they raise
             reason = " ".join(str(error).split())
-            raise MintError(f"The data function {spec} failed: {type(error).__name__}: {reason}") from error
+            raise ForeignError(
+                f"The data function {spec} failed: {type(error).__name__}: {reason}"
+            ) from error
 
 
 @contextmanager

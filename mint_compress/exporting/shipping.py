@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of
-from mint_compress.checkpoints.files import save
+from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
 from mint_compress.exporting.benchmarking import benchmark
 from mint_compress.exporting.protocol import arrays, export, find_exporter

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from mint_compress.errors import MintError, first_line
+from mint_compress.errors import ForeignError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,9 +25,8 @@ def copied(model: Network) -> Network:
     left = {id(t): t.detach().clone() for m in model.modules() for t in _left_behind(m)}
     try:
         return copy.deepcopy(model, dict[int, Any](left))
-    except Exception as error:
-        # whatever an attribute of a user's module raises
-        raise MintError(
+    except Exception as error:  # whatever an attribute of a user's module raises
+        raise ForeignError(
             f"The network cannot be copied ({first_line(error)}). Where torch.nn.utils.weight_norm or prune "
             "computes a weight, call remove_weight_norm or prune.remove first."
         ) from error

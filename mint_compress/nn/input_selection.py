@@ -117,13 +117,14 @@ def restore_selecting_(model: nn.Module, names: Sequence[str], tensors: Mapping[
             )
         given = len(make_selecting_(layer).selected)
         chosen = tensors.get(f"{name}.selected")
-        if chosen is None or not _is_selection(chosen, given):
+        if chosen is None or not is_selection(chosen, given):
             raise MintError(
                 f"{shown(name)}.selected does not choose among the {given} channels of its layer."
             )
 
 
-def _is_selection(chosen: Tensor, given: int) -> bool:
+def is_selection(chosen: Tensor, given: int) -> bool:
+    """Whether ``chosen`` can be the buffer ``selected`` of a layer that is given so many channels."""
     if chosen.dtype != torch.int64 or chosen.ndim != 1 or not len(chosen):
         return False
     ascending = bool((chosen[1:] > chosen[:-1]).all())

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mint_compress.errors import MintError, shown
 from mint_compress.nn.layers import CONVOLUTIONS
 
+LARGEST = 2**31
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -73,18 +75,22 @@ def set_shapes_(model: nn.Module, spec: Mapping[str, Mapping[str, Any]]) -> None
         allowed = size_attributes(module)
         for attribute, value in sizes.items():
             # the spec is read from a file: only sizes may be set through it
-            if attribute not in allowed or not _is_size(value):
+            if attribute not in allowed or not _is_size(value, getattr(module, attribute, None)):
                 what = f"{name}.{shown(attribute)} to {shown(repr(value))}"
                 raise MintError(f"The file sets {what}, which is not a size of it.")
             setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
 
 
-def _is_size(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(v, int) and _is_size(v) for v in value)
-    if isinstance(value, bool):
-        return False
-    return value is None or (isinstance(value, int | float) and 0 < value < 2**31)
+def _is_size(value: Any, old: Any) -> bool:
+    """Whether a value from a file can stand where ``old`` does: as many numbers, fractions for fractions."""
+    if isinstance(old, tuple):
+        return isinstance(value, list) and len(value) == len(old) and all(_is_number(v, 0) for v in value)
+    return value is None or _is_number(value, old)
+
+
+def _is_number(value: Any, old: Any) -> bool:
+    fits = type(value) is int or (type(value) is float and not isinstance(old, int))
+    return fits and 0 < value < LARGEST
 
 
 def set_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> None:
@@ -109,6 +115,9 @@ def set_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[
     modules = dict(model.named_modules(remove_duplicate=False))
     # held here to the end, so that no new tensor can be given the id of an old one
     own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    strange = [k for k in own if k.rpartition(".")[0] not in modules]
+    if strange:
+        raise MintError(f"The architecture has a tensor {strange[0]!r}, which is in none of its layers.")
     unknown = [k for k in (*tensors, *ties, *ties.values()) if k not in own]
     if unknown:
         raise MintError(

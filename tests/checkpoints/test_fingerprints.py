@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mint_compress.checkpoints import fingerprints
-from mint_compress.checkpoints.registry import known_builders, outline
+from mint_compress.checkpoints.building import outline
+from mint_compress.checkpoints.registry import known_builders
 
 
 def test_the_table_knows_the_installed_builders():

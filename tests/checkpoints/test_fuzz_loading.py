@@ -23,8 +23,9 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from mint_compress.checkpoints.files import HEADER_KEY, read_checkpoint
+from mint_compress.checkpoints.headers import HEADER_KEY
 from mint_compress.checkpoints.loading import load, load_model
+from mint_compress.checkpoints.reading import read_checkpoint
 from mint_compress.errors import MintError
 from mint_compress.surgery.pruning_plan import PruningPlan
 

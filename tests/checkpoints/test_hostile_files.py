@@ -102,7 +102,7 @@ def test_the_archives_made_by_hand_would_be_read_if_they_were_in_order(tmp_path:
     file = tmp_path / "a.pt"
     file.write_bytes(hostile.archive(hostile.tensor_steps(10, 2, (2, 3), (3, 1)), {"data/0": bytes(40)}))
     assert torch.load(file, weights_only=True)["w"].shape == (2, 3)
-    from mint_compress.checkpoints.files import read_checkpoint
+    from mint_compress.checkpoints.reading import read_checkpoint
 
     read = read_checkpoint(file).tensors
     assert read is not None and torch.equal(read["w"], torch.zeros(2, 3))

@@ -9,9 +9,11 @@ from surgery import difference, own, randomise
 from torch import nn
 
 from mint_compress.checkpoints.builders import Builder
-from mint_compress.checkpoints.files import save
+from mint_compress.checkpoints.building import build, outline
 from mint_compress.checkpoints.loading import builder_of, input_shape_of, load, load_model
-from mint_compress.checkpoints.registry import WithoutRandomInit, build, outline, resolve
+from mint_compress.checkpoints.random_init import WithoutRandomInit
+from mint_compress.checkpoints.registry import resolve
+from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
 from mint_compress.zoo import BUILDERS
 

@@ -10,7 +10,7 @@ import torch
 from checkpoint_files import refuse, same, small
 from torch import nn
 
-from mint_compress.checkpoints.files import read_checkpoint
+from mint_compress.checkpoints.reading import read_checkpoint
 
 FROM_TYPE = files.Named("torch._tensor", "_rebuild_from_type_v2")
 LINEAR = files.Named("torch.nn.modules.linear", "Linear")

@@ -16,9 +16,7 @@ import torch
 from checkpoint_files import refuse, same, small
 from torch import nn
 
-from mint_compress.checkpoints.files import (
-    read_checkpoint,
-)
+from mint_compress.checkpoints.reading import read_checkpoint
 from mint_compress.errors import MintError
 
 

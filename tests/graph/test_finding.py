@@ -13,8 +13,8 @@ from networks import NETWORKS, Chain, Mixer, NormFree, build, conv, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mint_compress.checkpoints.files import save
 from mint_compress.checkpoints.loading import load
+from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
 from mint_compress.exporting.receipt import check_modules
 from mint_compress.graph.depgraph import TorchPruning

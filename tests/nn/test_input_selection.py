@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mint_compress.checkpoints.builders import Builder
-from mint_compress.checkpoints.files import HEADER_KEY, _checksum, save
+from mint_compress.checkpoints.headers import HEADER_KEY, checksum
 from mint_compress.checkpoints.loading import load, load_model
+from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import (
     can_select,
@@ -126,7 +127,7 @@ def rewritten(path: Path, tensors: dict[str, Tensor], **header: object) -> None:
         old = json.loads(file.metadata()[HEADER_KEY])
         kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     new = {**old, **header}
-    new["crc32"] = _checksum({**kept, **tensors}, new)
+    new["crc32"] = checksum({**kept, **tensors}, new)
     save_file({**kept, **tensors}, path, metadata={HEADER_KEY: json.dumps(new), "format": "pt"})
 
 

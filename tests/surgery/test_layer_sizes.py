@@ -11,11 +11,11 @@ from hostile import rewrite
 from surgery import difference, own, prune_block, randomise
 from torch import nn
 
-from mint_compress.checkpoints import files as checkpoints
 from mint_compress.checkpoints.builders import Builder
-from mint_compress.checkpoints.files import save
+from mint_compress.checkpoints.headers import checksum
 from mint_compress.checkpoints.loading import builder_of, load, load_model, remember_builder
-from mint_compress.checkpoints.registry import WithoutRandomInit
+from mint_compress.checkpoints.random_init import WithoutRandomInit
+from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.contexts import seeded
@@ -241,7 +241,7 @@ def test_headers_are_not_trusted(tmp_path, monkeypatch, change, match):
 def test_a_file_of_format_1_is_read(tmp_path):
     hostile.own(tmp_path / "a.safetensors")
     tensors = load(tmp_path / "a.safetensors").state_dict()
-    old = {"format": 1, "crc32": checkpoints._checksum(tensors)}
+    old = {"format": 1, "crc32": checksum(tensors)}
     rewrite(tmp_path / "a.safetensors", tmp_path / "b.safetensors", old)
     again = load(tmp_path / "b.safetensors").state_dict()
     assert all(torch.equal(t, again[k]) for k, t in tensors.items())

@@ -23,6 +23,7 @@ from torch import nn
 from mint_compress.checkpoints.builders import Builder, remember_builder
 from mint_compress.checkpoints.headers import HEADER_KEY, checksum
 from mint_compress.checkpoints.saving import save
+from mint_compress.nn.input_selection import make_selecting_
 from mint_compress.zoo import BUILDERS
 
 
@@ -64,7 +65,8 @@ def archive(data: bytes, records: Mapping[str, bytes] | None = None, *, root: st
     with zipfile.ZipFile(stream, "w") as made:
         made.writestr(f"{root}/data.pkl", data)
         for name, content in {"byteorder": b"little", "version": b"3\n", **(records or {})}.items():
-            made.writestr(name if "/" in name and name[0] in "/.ab" else f"{root}/{name}", content)
+            elsewhere = name.startswith(("/", "../", "a/", "b/"))
+            made.writestr(name if elsewhere else f"{root}/{name}", content)
     return stream.getvalue()
 
 
@@ -169,6 +171,44 @@ def pickles(canary: Path) -> Iterator[tuple[str, bytes]]:
     yield "hashed_for_ever.pt", archive(steps(b"}", 1, b"\x85", b"q\x00h\x00\x86" * 60, 1, b"s"))
     yield "many_steps.pt", archive(steps(b"(" + b"N" * (5 * 2**20) + b"t"))
     yield "of_itself.pt", archive(steps(b"}q\x00", "model", b"h\x00s"))
+    yield "dicts_in_dicts.pt", saved({"model": {"model": {"model": nn.Linear(2, 2)}}})
+    yield "keys_are_layers.pt", saved({nn.Linear(2, 2): 1, torch.ones(1): 2})
+    yield "key_is_no_text.pt", archive(weight_called(b"\xed\xa0\x80"), {"data/0": bytes(40)})
+    dictionary = Named("collections", "OrderedDict")
+    shadow = steps(dictionary, b")R}", "items", 3, b"s}", "get", 3, b"sbb")
+    yield "methods_of_a_dict_are_numbers.pt", archive(shadow)
+    inner = Named("torch._utils", "_rebuild_tensor_v2")
+    whole = tensor_steps(10, 0, (5, 2), (2, 1))
+    call = whole[whole.index(inner.line) + len(inner.line) : whole.rindex(b"Rs.")]
+    shadow = steps(b"}", "w", Named("torch._tensor", "_rebuild_from_type_v2"), b"(", inner)[:-1]
+    shadow += Named("torch", "Tensor").line + call + steps(b"}", "numel", 3, b"stRs")[2:]
+    yield "methods_of_a_tensor_are_numbers.pt", archive(shadow, {"data/0": bytes(40)})
+    for name, rest in SHORT.items():
+        yield f"{name}.pt", archive(steps(*rest))
+
+
+SHORT: dict[str, tuple[bytes | Named | int | str, ...]] = {
+    "nothing_to_append": (b"a",),
+    "no_mark": (b"]", 1, b"e"),
+    "nothing_to_call": (b"R",),
+    "nothing_to_build": (b"}b",),
+    "nothing_to_remember": (b"q\x00",),
+    "nothing_remembered": (b"h\x07",),
+    "a_storage_of_nothing": (b")Q",),
+    "a_size_of_nothing": (Named("torch", "Size"), b")R"),
+    "an_encoding_of_nothing": (Named("_codecs", "encode"), b")R"),
+    "a_tensor_of_nothing": (Named("torch._utils", "_rebuild_tensor_v2"), b")R"),
+    "a_type_of_nothing": (Named("torch._tensor", "_rebuild_from_type_v2"), b")R"),
+    "a_partial_of_nothing": (Named("functools", "partial"), b")R"),
+}
+"""Pickles that need more than they have."""
+
+
+def weight_called(name: bytes) -> bytes:
+    """The pickle of a tensor under any name."""
+    return tensor_steps(10, 0, (5, 2), (2, 1)).replace(
+        b"X\x01\0\0\0w", b"X" + struct.pack("<I", len(name)) + name
+    )
 
 
 def modules() -> Iterator[tuple[str, bytes]]:
@@ -192,6 +232,36 @@ def modules() -> Iterator[tuple[str, bytes]]:
     layer = nn.Linear(2, 2)
     vars(layer).clear()
     yield "without_attributes.pt", saved(nn.Sequential(layer))
+    deep = small()
+    for _ in range(120):
+        deep = nn.Sequential(deep)
+    yield "deep_layers.pt", saved(deep)
+    attributes: dict[str, dict[str, Any]] = {
+        "parts_are_a_list": {"_modules": [nn.ReLU()]},
+        "a_part_is_a_number": {"_modules": {"0": 3}},
+        "a_part_without_a_name": {"_modules": {0: nn.ReLU()}},
+        "a_parameter_is_a_list": {"_parameters": {"weight": [1.0]}},
+        "buffers_are_nothing": {"_buffers": None},
+        "unsaved_buffers_are_a_number": {"_non_persistent_buffers_set": 3},
+        "training_is_a_word": {"training": "yes"},
+        "forward_is_a_layer": {"forward": nn.ReLU()},
+        "a_hook_is_a_layer": {"_state_dict_hooks": OrderedDict({0: nn.ReLU()})},
+        "hooks_are_a_number": {"_forward_hooks": 3},
+        "an_attribute_without_a_name": {3: 3},  # type: ignore[dict-item]
+    }
+    for name, changed in attributes.items():
+        model = small()
+        vars(model).update(changed)
+        yield f"{name}.pt", saved(model)
+    for name, size in {"a_word": "4", "a_list_of_words": ["4"], "a_layer": nn.ReLU()}.items():
+        model = small()
+        vars(model[0])["in_channels"] = size
+        yield f"size_is_{name}.pt", saved(model)
+    for name, buffers in {"nothing": {}, "fractions": {"selected": torch.ones(3)}}.items():
+        model = small()
+        make_selecting_(model[0])
+        model[0]._buffers = buffers
+        yield f"selection_of_{name}.pt", saved(model)
 
 
 def archives(canary: Path) -> Iterator[tuple[str, bytes]]:
@@ -288,6 +358,21 @@ def tensors(folder: Path) -> Iterator[tuple[str, bytes]]:
         "input": {"input_shape": [10**30]},
         "newer": {"format": 99},
         "checksum": {"crc32": 1},
+        "truth_for_a_format": {"format": True},
+        "deep_plan": {"plan": json.loads('{"a":' * 150 + "1" + "}" * 150)},
+        "plan_in_a_list": {"plan": [1]},
+        "layer_in_the_place_of_sizes": {"shapes": {"layers.0": 3}},
+        "list_for_a_size": {"shapes": {"layers.0": {"in_features": [3]}}},
+        "fraction_for_a_size": {"shapes": {"layers.0": {"in_features": 2.5}}},
+        "selecting_number": {"selecting": 3},
+        "selecting_numbers": {"selecting": [3]},
+        "tie_to_a_number": {"ties": {"layers.0.bias": 3}},
+        "input_word": {"input_shape": "abc"},
+        "truth_for_an_input": {"input_shape": [True, 28, 28]},
+        "unknown_switch": {"builder": {"name": "zoo:mlp", "kwargs": {"aux_logits": True}}},
+        "width_for_widths": {"builder": {"name": "zoo:mlp", "kwargs": {"hidden": 3}}},
+        "classes_in_a_list": {"builder": {"name": "zoo:mlp", "kwargs": {"num_classes": [10]}}},
+        "name_of_a_number": {"builder": {"name": 3, "kwargs": {}}},
     }
     for name, change in changes.items():
         rewrite(folder / "valid.safetensors", folder / "changed.safetensors", change)

@@ -54,7 +54,7 @@ def rebuilt(
             raise MintError(
                 f"{path} is said to have {shown(classes)} classes and has no tensor of that size."
             )
-    module = build(maker) if isinstance(maker, Builder) else called(maker, Builder("The builder"))
+    module = _unpruned(maker, path)
     try:
         restore_selecting_(module, header.selecting, tensors)
         set_shapes_(module, header.shapes)
@@ -63,3 +63,12 @@ def rebuilt(
         raise MintError(f"{path} does not fit {getattr(maker, 'name', 'the builder')}. {error}") from None
     remember_builder(module, maker if isinstance(maker, Builder) else header.builder, header.input_shape)
     return module
+
+
+def _unpruned(maker: Builder | Callable[[], nn.Module], path: Path) -> nn.Module:
+    if not isinstance(maker, Builder):
+        return called(maker, Builder("The builder"))
+    try:
+        return build(maker)
+    except MintError as error:
+        raise MintError(f"{path}: {error}") from error

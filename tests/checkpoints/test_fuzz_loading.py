@@ -127,6 +127,9 @@ def test_pickles_whose_checksum_is_right(tmp_path: Path, kind: str) -> None:
     with zipfile.ZipFile(io.BytesIO(seeds()[kind])) as whole:
         members = {name.partition("/")[2]: whole.read(name) for name in whole.namelist()}
     pickled, path = members.pop("data.pkl"), tmp_path / f"{kind}.pt"
+    # or the mutations would never be looked at
+    path.write_bytes(hostile.archive(pickled, members))
+    assert read_checkpoint(path)
 
     def check(mutations: list[Any]) -> None:
         path.write_bytes(hostile.archive(mutated(pickled, mutations), members))

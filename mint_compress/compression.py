@@ -15,16 +15,14 @@ from mint_compress.checkpoints.builders import builder_of, input_shape_of, remem
 from mint_compress.checkpoints.loading import load_model
 from mint_compress.data.calibration_draw import affordable, draw, one_sample
 from mint_compress.data.specs import Data, load_data
-from mint_compress.errors import CheckFailed, MintError
-from mint_compress.exporting.receipt import layer_counts
+from mint_compress.errors import MintError
 from mint_compress.exporting.shipping import check_target, ship, write_plan
+from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
-from mint_compress.graph.label_tracing import MIXES
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.copying import bare_copy, copied
-from mint_compress.nn.counting import Macs, module_macs, parameters
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, InputShape, by_position, count, describe, is_single, split, to
 from mint_compress.planning.search import plan as choose_plan
@@ -33,6 +31,7 @@ from mint_compress.progress import Progress
 from mint_compress.provenance import described, machine, versions
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import Report
+from mint_compress.reporting.records import Accuracies, Validation
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score
 from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
@@ -108,8 +107,9 @@ def compress(
     pruned = prune_(copied(run.original), chosen)
     if plan is not None:
         check_plan(run.original, run.example, run.groups, chosen)
-    run.notes += (*inputs_read(run.original, pruned, run.groups), *_unpredicted(run.groups))
-    report = replace(report, **_counted(run.original, pruned, chosen, run.groups, run.example))
+    run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
+    sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
+    report = replace(report, **vars(sizes), plan=chosen.to_dict())
     if dry_run:
         report = replace(report, notes=tuple(run.notes))
         return pruned.cpu().eval(), write_plan(report, chosen, target)
@@ -278,7 +278,7 @@ def _trained(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) ->
         )  # fmt: skip
         found["finetuned"] = run.accuracy(pruned)
     held_out["compressed"] = run.accuracy(pruned, validation=True)
-    return {"accuracy": found, "validation": held_out}
+    return {"accuracy": Accuracies(**found), "validation": Validation(**held_out)}
 
 
 def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
@@ -297,55 +297,3 @@ def _unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]
     missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
     reason = "sharing a weight, transposed, or not a plain convolution or linear layer"
     return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()
-
-
-def _counted(
-    original: nn.Module, pruned: nn.Module, plan: PruningPlan, found: Sequence[ChannelGroup], example: Inputs
-) -> dict[str, Any]:
-    """What the report says about sizes, counted from the two networks themselves."""
-    before, after = parameters(original), parameters(pruned)
-    macs = [module_macs(m, example) for m in (original, pruned)]
-    _check_macs(macs, plan, found)
-    whole = {cut.group for cut in plan.groups if not cut.removed}
-    spared = "kept whole: its channels score above the threshold"
-    alone = [(g.name, g.reason or "") for g in found if not g.prunable]
-    alone += [(g.name, spared) for g in found if g.prunable and g.name in whole]
-    return {
-        "ratio": {"asked": plan.asked, "removed": 1 - after / before},
-        "parameters": {"before": before, "after": after},
-        "macs": {"before": macs[0].total, "after": macs[1].total},
-        "macs_ratio": macs[0].total / macs[1].total if macs[1].total else None,
-        "layers": [
-            {"pair": row.pair, "before": row.before, "after": row.after}
-            for row in layer_counts(original, pruned, example)
-        ],
-        "left_alone": [{"group": name, "reason": reason} for name, reason in alone],
-        "plan": plan.to_dict(),
-    }
-
-
-def _check_macs(macs: Sequence[Macs], plan: PruningPlan, found: Sequence[ChannelGroup]) -> None:
-    """Of a plan of MACs, whether it kept its word; of the parameters prune_ has made sure."""
-    if plan.asked_macs is None:
-        return
-    before, after = (count.total for count in macs)
-    of_layers = sum(macs[0].layers.values())
-    if plan.macs[0] == of_layers != before:  # a plan from before products were counted
-        after = sum(macs[1].layers.values())
-    # layers that mix places compute less, too, when channels that only pass through them go
-    constant = any(g.network.unpredicted or MIXES in (g.reason or "") for g in found)
-    if after != plan.macs[1] and not (after < plan.macs[1] and constant):
-        raise CheckFailed(f"The network does {after:,} MACs; the plan, of MACs, predicted {plan.macs[1]:,}.")
-
-
-def _unpredicted(found: Sequence[ChannelGroup]) -> tuple[str, ...]:
-    """A line where a plan takes products for as costly as they were."""
-    products = found[0].network.unpredicted if found else ()
-    if not products:
-        return ()
-    modules = list(dict.fromkeys(p.module or "the network itself" for p in products))
-    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
-    return (
-        f"{sum(p.macs for p in products):,} MACs of products of activations are counted, but the plan could "
-        f"not predict how many of them go: {', '.join(modules[:3])}{more}",
-    )

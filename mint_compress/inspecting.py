@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,9 @@ from mint_compress.nn.counting import parameters
 from mint_compress.planning.search import most_removed
 from mint_compress.preflight import check_model
 from mint_compress.progress import Progress
-from mint_compress.reporting import LeftAlone, as_text, left_alone_lines
+from mint_compress.reporting.plain_data import plain
+from mint_compress.reporting.records import LeftAlone
+from mint_compress.reporting.text import as_text, figures_table, page
 from mint_compress.settings import Settings
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -98,8 +100,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, in a fixed order."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {"format": INSPECTION_FORMAT, **plain}
+        return {"format": INSPECTION_FORMAT, **plain(self)}
 
     def to_json(self) -> str:
         """``to_dict`` as a JSON document."""
@@ -109,23 +110,9 @@ class Inspection:
         return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.padding import Padding
-        from rich.text import Text
-
-        for note in self.notes:
-            yield Text(f"Note: {note}")
-        if self.groups:
-            yield _table(self.groups)
-        left_alone = [LeftAlone(group=g.name, reason=g.reason or "") for g in self.groups if not g.prunable]
-        if left_alone:
-            yield Text("Not prunable:")
-        for line in left_alone_lines(left_alone):
-            yield Padding(Text(line), (0, 0, 0, 2))
-        yield Text()
-        for title, line in self._summary():
-            text = Text(f"{title:<12}", style="bold")
-            text.append(line, style="not bold")
-            yield text
+        table = _table(self.groups) if self.groups else None
+        left_alone = [LeftAlone(g.name, g.reason or "") for g in self.groups if not g.prunable]
+        yield from page(self.notes, table, "Not prunable:", left_alone, self._summary())
 
     def _summary(self) -> Iterator[tuple[str, str]]:
         prunable = sum(g.prunable for g in self.groups)
@@ -244,22 +231,13 @@ def _parameters_of(group: ChannelGroup) -> int:
 
 
 def _table(groups: Sequence[InspectedGroup]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for title in ("Channels of", "read by"):
-        table.add_column(title, overflow="fold")
-    for title in ("Width", "at least", "Parameters"):
-        table.add_column(title, justify="right", no_wrap=True)
+    rows = []
     for group in groups:
         producers = (group.name, *(p for p in group.producers if p != group.name))
-        # a Text is taken as it is: brackets in a layer's name are not markup
-        made, read = Text(_few(producers)), Text(_few(group.consumers))
         least = f"{group.least:,}" if group.prunable else "-"
-        table.add_row(made, read, f"{group.width:,}", least, f"{group.parameters:,}")
-    return table
+        counts = [f"{group.width:,}", least, f"{group.parameters:,}"]
+        rows.append(([_few(producers), _few(group.consumers)], counts))
+    return figures_table(["Channels of", "read by"], ["Width", "at least", "Parameters"], rows)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
 from mint_compress.data.specs import Data
+from mint_compress.reporting.records import DataFacts, Machine
 
 
-def described(data: Data | None) -> dict[str, Any] | None:
+def described(data: Data | None) -> DataFacts | None:
+    """What a report says about the data of a run."""
     if data is None:
         return None
-    counts = dict(zip(("train", "validation", "test"), data.sizes, strict=True))
-    return {
-        "name": data.name, "input_shape": data.input_shape, "classes": data.classes, **counts,
-        "mean": data.mean, "std": data.std,
-    }  # fmt: skip
+    train, validation, test = data.sizes
+    return DataFacts(
+        name=data.name, input_shape=data.input_shape, classes=data.classes,
+        train=train, validation=validation, test=test, mean=data.mean, std=data.std,
+    )  # fmt: skip
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+def machine(device: torch.device) -> Machine:
+    """The machine that a run takes place on, and the ``device`` that it computes with."""
+    return Machine(
+        system=platform.platform(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of those packages a run depends on that are installed."""
     names = (
         "mint-compress",
         "torch",

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,13 @@ def _one(model: Any, data: str, settings: Settings) -> dict[str, Any]:
 
 
 def _measured(report: Report) -> dict[str, Any]:
-    macs = {side: count or 0 for side, count in report.macs.items()}
+    assert report.ratio and report.parameters and report.macs, "every run is counted"
     return {
-        "removed": report.ratio["removed"],
-        "macs_removed": 1 - macs["after"] / max(macs["before"], 1),
-        "parameters": report.parameters["after"],
-        "accuracy": {stage: report.accuracy.get(stage) for stage in STAGES},
-        "validation": report.validation.get("compressed"),
+        "removed": report.ratio.removed,
+        "macs_removed": 1 - report.macs.after / max(report.macs.before, 1),
+        "parameters": report.parameters.after,
+        "accuracy": asdict(report.accuracy),
+        "validation": report.validation.compressed,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.planning.choices import make_plan
 from mint_compress.repair.compensation import Repair
+from mint_compress.reporting.records import Accuracies, Counts, ReceiptCounts, Share
 from mint_compress.surgery.pruning_plan import LayerCut
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.finetuning import finetune_
@@ -66,33 +67,33 @@ def test_a_module_and_data_give_a_smaller_module_and_a_report(chain: nn.Module) 
     assert isinstance(small, Chain) and isinstance(report, Report)
     assert not any(m.training for m in small.modules())
     before, after = parameters(chain), parameters(small)
-    assert report.parameters == {"before": before, "after": after}
-    assert report.ratio == {"asked": 0.5, "removed": 1 - after / before}
-    assert 0.5 <= report.ratio["removed"] <= 0.56  # a channel of conv1 is up to 5 % here
+    assert report.parameters == Counts(before, after)
+    assert report.ratio == Share(0.5, 1 - after / before)
+    assert 0.5 <= report.ratio.removed <= 0.56  # a channel of conv1 is up to 5 % here
     assert small.conv1.out_channels == small.bn1.num_features == small.conv2.in_channels
     assert small.conv2.out_channels == small.fc.in_features
-    assert report.accuracy["original"] == accuracy(chain, arrays().test)
-    assert report.accuracy["finetuned"] == accuracy(small, arrays().test)
-    assert report.accuracy["finetuned"] > 0.85
-    assert None not in report.accuracy.values()
+    assert report.accuracy.original == accuracy(chain, arrays().test)
+    assert report.accuracy.finetuned == accuracy(small, arrays().test)
+    assert report.accuracy.finetuned > 0.85
+    assert None not in asdict(report.accuracy).values()
     assert report.model == "Chain" and report.plan is not None
     # nothing was exported, so nothing is said about it
-    assert report.receipt == {"modules": None, "tensors": None, "export": None}
-    assert report.parity["max_abs"] is None and report.speedup is None and report.sha256 == {}
+    assert report.receipt is report.parity is report.latency_ms is report.speedup is None
+    assert report.sha256 == {}
 
 
 def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
     settings = {k: v for k, v in QUICK.items() if k != "ratio"}
     _, report = compress(chain, arrays(), macs_ratio=0.5, **settings)
-    share = 1 - report.macs["after"] / report.macs["before"]
+    share = 1 - report.macs.after / report.macs.before
     assert (report.plan["asked"], report.plan["asked_macs"]) == (None, 0.5)
-    assert 0.5 <= share < 0.6 and report.ratio["asked"] is None
+    assert 0.5 <= share < 0.6 and report.ratio.asked is None
     lines = {line[:12].strip(): line for line in str(report).splitlines()}
     assert "(asked 50.00 %) (" in lines["MACs"] and "asked" not in lines["Parameters"]
     groups = find_groups(chain, torch.zeros(1, 3, 6, 6))
     name = next(g.name for g in groups if g.prunable)
     plan = make_plan(groups, {name: np.arange(16) < 8}, asked=None, asked_macs=0.3)
-    assert compress(chain, arrays(), plan=plan, epochs=0, device="cpu")[1].macs["after"] == plan.macs[1]
+    assert compress(chain, arrays(), plan=plan, epochs=0, device="cpu")[1].macs.after == plan.macs[1]
     for by in (-1, 1):
         wrong = replace(plan, macs=(plan.macs[0], plan.macs[1] + by))
         with pytest.raises(CheckFailed, match=r"The network does [\d,]+ MACs; the plan, of MACs, predicted "):
@@ -103,7 +104,7 @@ def test_a_share_of_the_macs_can_be_asked_for(chain: nn.Module) -> None:
 
 def test_a_network_that_mixes_places_may_do_less_than_promised() -> None:
     _, report = compress(Mixer().eval(), macs_ratio=0.3, epochs=0, round_to=1, input_shape=(3, 6, 6))
-    assert report.macs["after"] <= report.plan["macs"][1] <= 0.7 * report.macs["before"]
+    assert report.macs.after <= report.plan["macs"][1] <= 0.7 * report.macs.before
 
 
 def test_macs_of_attention_count_and_are_kept_to() -> None:
@@ -144,8 +145,8 @@ def test_products_that_cannot_be_predicted_are_named_in_the_report() -> None:
 def test_shares_of_both_can_be_asked_for_at_once(chain: nn.Module) -> None:
     settings = {k: v for k, v in QUICK.items() if k != "ratio"}
     _, report = compress(chain, arrays(), ratio=0.3, macs_ratio=0.5, **settings)
-    assert report.ratio["asked"] == 0.3 and report.ratio["removed"] >= 0.3
-    assert report.macs["after"] <= 0.5 * report.macs["before"]
+    assert report.ratio.asked == 0.3 and report.ratio.removed >= 0.3
+    assert report.macs.after <= 0.5 * report.macs.before
     lines = {line[:12].strip(): line for line in str(report).splitlines()}
     assert "(asked 50.00 %) (" in lines["MACs"] and lines["Parameters"].endswith("(asked 30.00 %)")
 
@@ -178,7 +179,7 @@ def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_p
     )
     assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "small.safetensors", "small.json"}
     assert json.loads((tmp_path / "small.json").read_text()) == report.to_dict()
-    assert set(report.receipt.values()) == {parameters(small)}
+    assert report.receipt == ReceiptCounts(*[parameters(small)] * 3)
     loaded = load(tmp_path / "small.safetensors", builder=lambda: Chain(16, 16))
     x = task(8, seed=9)[0]
     with torch.no_grad():
@@ -187,15 +188,15 @@ def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_p
 
 def test_a_spec_of_the_users_own_loaders(chain: nn.Module) -> None:
     small, report = compress(chain, "toydata:loaders", **{**QUICK, "epochs": 2})
-    assert report.accuracy["original"] == accuracy(chain, arrays().test)
-    assert report.accuracy["finetuned"] is not None
+    assert report.accuracy.original == accuracy(chain, arrays().test)
+    assert report.accuracy.finetuned is not None
     assert any(note.startswith("toydata:loaders: 120 train, 40 validation, 80 test") for note in report.notes)
     assert small(task(2, seed=0)[0]).shape == (2, CLASSES)
 
 
 def test_without_data_there_is_no_accuracy_and_the_shape_must_be_said(chain: nn.Module) -> None:
     _, report = compress(chain, None, input_shape=(3, 6, 6), calibration_images=32, **{**QUICK, "epochs": 5})
-    assert set(report.accuracy.values()) == {None}
+    assert report.accuracy == Accuracies()
     assert "no data: 3x6x6 noise images, no accuracy" in report.notes
     with pytest.raises(MintError, match=r"size of the input is not known\. Give --input-shape"):
         compress(build("chain"), None, **QUICK)
@@ -217,9 +218,9 @@ def test_a_default_is_capped_and_said_a_number_given_is_not(chain: nn.Module) ->
 
 def test_stages_that_are_left_out_are_not_measured(chain: nn.Module) -> None:
     _, report = compress(chain, arrays(), **QUICK)
-    assert report.accuracy["repaired"] is not None and report.accuracy["finetuned"] is None
+    assert report.accuracy.repaired is not None and report.accuracy.finetuned is None
     bare, report = compress(chain, arrays(), compensate=False, **QUICK)
-    assert report.accuracy["repaired"] is None and report.accuracy["finetuned"] is None
+    assert report.accuracy.repaired is None and report.accuracy.finetuned is None
     # nothing but removal: every weight is one of the original's
     assert isinstance(bare, Chain) and isinstance(chain, Chain) and report.plan is not None
     kept = {cut["group"]: cut["kept"] for cut in report.plan["groups"]}
@@ -231,14 +232,14 @@ def test_without_distillation_another_network_comes_out(chain: nn.Module) -> Non
     options = {**QUICK, "epochs": 1}
     taught, _ = compress(chain, arrays(), **options)
     alone, report = compress(chain, arrays(), distill=False, **options)
-    assert report.accuracy["finetuned"] is not None
+    assert report.accuracy.finetuned is not None
     assert not torch.equal(taught.get_parameter("fc.weight"), alone.get_parameter("fc.weight"))
 
 
 def test_a_plan_is_applied_as_object_and_as_file(chain: nn.Module, tmp_path: Path) -> None:
     output = tmp_path / "small.onnx"
     dry, report = compress(chain, arrays(), output=output, dry_run=True, **QUICK)
-    assert os.listdir(tmp_path) == ["small.plan.json"] and set(report.accuracy.values()) == {None}
+    assert os.listdir(tmp_path) == ["small.plan.json"] and report.accuracy == Accuracies()
     file = tmp_path / "small.plan.json"
     plan = PruningPlan.from_json(file.read_text())
     assert report.plan == plan.to_dict()
@@ -246,7 +247,7 @@ def test_a_plan_is_applied_as_object_and_as_file(chain: nn.Module, tmp_path: Pat
     direct, _ = compress(chain, arrays(), **QUICK)
     for given in (plan, file, str(file)):
         small, again = compress(chain, arrays(), plan=given, **options)
-        assert again.plan == report.plan and again.ratio["asked"] == 0.4
+        assert again.plan == report.plan and again.ratio.asked == 0.4
         assert [p.shape for p in small.parameters()] == [p.shape for p in dry.parameters()]
         for name, tensor in small.state_dict().items():
             assert torch.equal(tensor, direct.state_dict()[name]), name
@@ -256,7 +257,7 @@ def test_a_plan_is_applied_as_object_and_as_file(chain: nn.Module, tmp_path: Pat
 
 def test_ignored_groups_and_heads_are_listed(chain: nn.Module) -> None:
     _, report = compress(chain, arrays(), ignore=["conv2"], **{**QUICK, "ratio": 0.3})
-    reasons = {row["group"]: row["reason"] for row in report.left_alone}
+    reasons = {row.group: row.reason for row in report.left_alone}
     assert "ignore" in reasons["conv2"] and reasons["fc"].startswith("head")
     assert report.plan is not None and {cut["group"] for cut in report.plan["groups"]} == {"conv1"}
 
@@ -333,7 +334,7 @@ def test_a_network_whose_forward_pass_keeps_no_gradients_cannot_be_trained_and_i
             return super().forward(x)
 
     _, report = compress(Quiet(16, 16), arrays(), **QUICK)
-    assert report.ratio["removed"] > 0.4
+    assert report.ratio.removed > 0.4
     with pytest.raises(MintError, match="cannot be fine-tuned: its outputs carry no gradient"):
         compress(Quiet(16, 16), arrays(), **{**QUICK, "epochs": 1})
 
@@ -348,5 +349,5 @@ def test_layers_that_share_a_weight_are_counted_once_in_every_place(
         calibration_images=16, bench_seconds=0.05, device="cpu",
     )  # fmt: skip
     assert small.b.weight is small.a.weight
-    assert report.receipt["modules"] == sum(p.numel() for p in small.parameters())
-    assert {row["pair"]: row["after"] for row in report.layers}["a - b"] == 0
+    assert report.receipt.modules == sum(p.numel() for p in small.parameters())
+    assert {row.pair: row.after for row in report.layers}["a - b"] == 0

@@ -1,48 +1,133 @@
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from mint_compress.reporting import LeftAlone, Report, left_alone_lines
+from mint_compress.errors import MintError
+from mint_compress.reporting import Report
+from mint_compress.reporting.records import (
+    Accuracies,
+    Counts,
+    DataFacts,
+    Latencies,
+    Latency,
+    LayerChange,
+    LeftAlone,
+    Machine,
+    Parity,
+    ReceiptCounts,
+    Share,
+    Validation,
+)
+from mint_compress.reporting.text import left_alone_lines
 
-KEYS = [
-    *("format", "model", "seed", "command", "versions", "machine", "settings", "data"),
-    *("ratio", "parameters", "macs", "accuracy", "validation", "layers"),
-    *("left_alone", "receipt", "parity", "latency_ms", "speedup", "macs_ratio", "provider", "plan", "sha256"),
-    "notes",
-]
+FULL = {
+    "format": 1,
+    "model": "vgg16.pt",
+    "seed": 3,
+    "command": "mint-compress vgg16.pt --ratio 0.75 -o out/small.onnx",
+    "versions": {"torch": "2.15.0"},
+    "machine": {"system": "Linux", "device": "x86_64", "threads": 2},
+    "settings": {"ratio": 0.75, "macs_ratio": None, "ignore": [], "lr": 0.05, "augment": True},
+    "data": {
+        "name": "digits",
+        "input_shape": [3, 32, 32],
+        "classes": 10,
+        "train": 1295,
+        "validation": 143,
+        "test": None,
+        "mean": [0.5, 0.25, 0.125],
+        "std": None,
+    },
+    "ratio": {"asked": 0.75, "removed": 0.7512},
+    "parameters": {"before": 10_000_000, "after": 2_488_000},
+    "macs": {"before": 300_000_000, "after": 75_000_000},
+    "accuracy": {"original": 0.986, "pruned": 0.52, "repaired": 0.971, "finetuned": 0.9852},
+    "validation": {"original": 0.98, "compressed": 0.9},
+    "layers": [
+        {"pair": "conv1 -> conv2", "before": 4_000, "after": 1_000},
+        {"pair": "conv[2] -> fc", "before": 250, "after": 250},
+    ],
+    "left_alone": [
+        {"group": "fc", "reason": "the network's output"},
+        {"group": "down1", "reason": "its channel map failed the permutation check"},
+        {"group": "down2", "reason": "its channel map failed the permutation check"},
+    ],
+    "receipt": {"modules": 2_488_000, "tensors": 2_488_000, "export": 2_488_000},
+    "parity": {"max_abs": 2.1e-7, "max_rel": 3e-7, "top1": 1.0},
+    "latency_ms": {
+        "original": {"median": 12.5, "p90": 13.0, "p99": 14.25, "runs": 812},
+        "pruned": {"median": 3.125, "p90": 3.5, "p99": None, "runs": 82},
+    },
+    "speedup": 4.0,
+    "macs_ratio": 4.0,
+    "provider": "CPUExecutionProvider",
+    "plan": {"format": 1, "groups": {"conv1": [0, 1]}},
+    "sha256": {"out/small.onnx": "ab", "out/small.safetensors": "cd"},
+    "notes": ["1,024 calibration images."],
+}
+"""What format 1 has always written of the report ``full``."""
+
+EMPTY = {
+    "format": 1,
+    "model": None,
+    "seed": None,
+    "command": None,
+    "versions": {},
+    "machine": {},
+    "settings": {},
+    "data": None,
+    "ratio": {"asked": None, "removed": None},
+    "parameters": {"before": None, "after": None},
+    "macs": {"before": None, "after": None},
+    "accuracy": {"original": None, "pruned": None, "repaired": None, "finetuned": None},
+    "validation": {"original": None, "compressed": None},
+    "layers": [],
+    "left_alone": [],
+    "receipt": {"modules": None, "tensors": None, "export": None},
+    "parity": {"max_abs": None, "max_rel": None, "top1": None},
+    "latency_ms": {
+        "original": {"median": None, "p90": None, "p99": None, "runs": None},
+        "pruned": {"median": None, "p90": None, "p99": None, "runs": None},
+    },
+    "speedup": None,
+    "macs_ratio": None,
+    "provider": None,
+    "plan": None,
+    "sha256": {},
+    "notes": [],
+}
 
 
 @pytest.fixture
 def full() -> Report:
+    mean = (0.5, 0.25, 0.125)
     return Report(
         model="vgg16.pt",
         seed=3,
         command="mint-compress vgg16.pt --ratio 0.75 -o out/small.onnx",
         versions={"torch": "2.15.0"},
-        ratio={"asked": 0.75, "removed": 0.7512},
-        parameters={"before": 10_000_000, "after": 2_488_000},
-        macs={"before": 300_000_000, "after": 75_000_000},
-        accuracy={"original": 0.986, "pruned": 0.52, "repaired": 0.971, "finetuned": 0.9852},
-        layers=[
-            {"pair": "conv1 -> conv2", "before": 4_000, "after": 1_000},
-            {"pair": "conv[2] -> fc", "before": 250, "after": 250},
-        ],
-        left_alone=[
-            {"group": "fc", "reason": "the network's output"},
-            {"group": "down1", "reason": "its channel map failed the permutation check"},
-            {"group": "down2", "reason": "its channel map failed the permutation check"},
-        ],
-        receipt={"modules": 2_488_000, "tensors": 2_488_000, "export": 2_488_000},
-        parity={"max_abs": 2.1e-7, "max_rel": 3e-7, "top1": 1.0},
-        latency_ms={
-            "original": {"median": 12.5, "p90": 13.0, "p99": 14.25, "runs": 812},
-            "pruned": {"median": 3.125, "p90": 3.5, "p99": None, "runs": 82},
-        },
+        machine=Machine("Linux", "x86_64", threads=2),
+        settings={"ratio": 0.75, "macs_ratio": None, "ignore": (), "lr": 0.05, "augment": True},
+        data=DataFacts("digits", (3, 32, 32), 10, train=1295, validation=143, test=None, mean=mean, std=None),
+        ratio=Share(asked=0.75, removed=0.7512),
+        parameters=Counts(10_000_000, 2_488_000),
+        macs=Counts(300_000_000, 75_000_000),
+        accuracy=Accuracies(original=0.986, pruned=0.52, repaired=0.971, finetuned=0.9852),
+        validation=Validation(original=0.98, compressed=0.9),
+        layers=(LayerChange("conv1 -> conv2", 4_000, 1_000), LayerChange("conv[2] -> fc", 250, 250)),
+        left_alone=(
+            LeftAlone("fc", "the network's output"),
+            LeftAlone("down1", "its channel map failed the permutation check"),
+            LeftAlone("down2", "its channel map failed the permutation check"),
+        ),
+        receipt=ReceiptCounts(2_488_000, 2_488_000, 2_488_000),
+        parity=Parity(max_abs=2.1e-7, max_rel=3e-7, top1=1.0),
+        latency_ms=Latencies(Latency(12.5, 13.0, 14.25, 812), Latency(3.125, 3.5, None, 82)),
         speedup=4.0,
         macs_ratio=4.0,
         provider="CPUExecutionProvider",
@@ -52,48 +137,76 @@ def full() -> Report:
     )
 
 
-def test_the_fields_are_the_keys_of_the_json() -> None:
-    assert [f.name for f in fields(Report)] == KEYS
-    assert list(Report().to_dict()) == KEYS
-    assert list(json.loads(Report().to_json())) == KEYS
+def test_the_json_is_what_format_1_has_always_been(full: Report) -> None:
+    # as text, for the order of the keys counts at every depth
+    assert full.to_json() == json.dumps(FULL, indent=2)
+    assert Report().to_json() == json.dumps(EMPTY, indent=2)
+    assert full.to_dict() == FULL and Report().to_dict() == EMPTY
 
 
-def test_unmeasured_is_null_and_keeps_its_keys() -> None:
-    empty = Report().to_dict()
-    assert empty["accuracy"] == dict.fromkeys(["original", "pruned", "repaired", "finetuned"])
-    times = dict.fromkeys(["median", "p90", "p99", "runs"])
-    assert empty["latency_ms"] == {"original": times, "pruned": times}
-    assert empty["receipt"] == dict.fromkeys(["modules", "tensors", "export"])
-    assert empty["parity"] == dict.fromkeys(["max_abs", "max_rel", "top1"])
-    assert empty["layers"] == empty["left_alone"] == empty["notes"] == []
-    assert empty["plan"] is None and empty["provider"] is None
+def test_what_is_read_is_what_was_written(full: Report) -> None:
+    again = Report.from_json(full.to_json())
+    assert again.latency_ms == full.latency_ms and again.layers == full.layers
+    assert again == replace(full, settings=again.settings, data=again.data)  # lists in the place of tuples
+    assert again.to_dict() == FULL and str(again) == str(full)
+    assert Report.from_dict(EMPTY) == Report()
 
 
-def test_json_gives_the_same_object_back(full: Report) -> None:
-    again = json.loads(full.to_json())
-    assert again == full.to_dict()
-    assert again["latency_ms"]["pruned"] == {"median": 3.125, "p90": 3.5, "p99": None, "runs": 82}
-    assert again["layers"][1] == {"pair": "conv[2] -> fc", "before": 250, "after": 250}
-    assert again["plan"]["groups"]["conv1"] == [0, 1]
+def test_a_key_that_is_not_there_is_none() -> None:
+    assert Report.from_dict({"format": 1}) == Report()
+    accuracy = {"original": 0.9, "pruned": 0.5}
+    old = Report.from_dict({"format": 1, "accuracy": accuracy, "parity": {"max_abs": 1e-6, "max_rel": 1e-7}})
+    assert old == Report(accuracy=Accuracies(0.9, 0.5), parity=Parity(1e-6, 1e-7, None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "The report has format 2; this version reads 1. Update mint-compress."),
+        ({"format": None}, "The report has format None; this version reads 1."),
+        ({"energy": 3}, "The report has a key 'energy' that this version does not know. Update"),
+        ({"receipt": {"modules": 1, "onnx": 3}}, "The report has a key 'receipt.onnx' that this version"),
+        ({"seed": "three"}, "This is not a report, or a damaged one: seed is 'three'."),
+        ({"speedup": True}, "This is not a report, or a damaged one: speedup is True."),
+        ({"notes": "one"}, "This is not a report, or a damaged one: notes is 'one'."),
+        (
+            {"layers": [{"pair": "a - b", "before": 3}]},
+            "This is not a report, or a damaged one: layers[0].after",
+        ),
+        ({"parity": [1, 2]}, "This is not a report, or a damaged one: parity is [1, 2]."),
+        ({"sha256": {"a.onnx": 3}}, "This is not a report, or a damaged one: sha256.a.onnx is 3."),
+    ],
+)
+def test_what_is_no_report_of_this_version_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError) as caught:
+        Report.from_dict({**FULL, **change})
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[1]", "3", "null", '"report"'])
+def test_other_files_are_no_reports(text: str) -> None:
+    with pytest.raises(MintError, match="This is not a report"):
+        Report.from_json(text)
 
 
 def test_stages_fill_it_in_part_by_part() -> None:
-    report = replace(Report(), accuracy={"original": 0.9})
-    report = replace(report, accuracy={**report.accuracy, "pruned": 0.5})
-    assert report.accuracy == {"original": 0.9, "pruned": 0.5, "repaired": None, "finetuned": None}
-
-
-def test_an_unknown_nested_key_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"receipt has no key 'onnx'\. Its keys: modules, tensors, export"):
-        Report(receipt={"onnx": 3})
+    report = replace(Report(), accuracy=Accuracies(original=0.9))
+    report = replace(report, accuracy=replace(report.accuracy, pruned=0.5))
+    accuracy = {"original": 0.9, "pruned": 0.5, "repaired": None, "finetuned": None}
+    assert report.to_dict() == {**EMPTY, "accuracy": accuracy}
 
 
 def test_numbers_of_numpy_and_non_finite_ones_are_plain_json() -> None:
-    numbers: Any = {"seed": np.int64(4), "accuracy": {"original": np.float32(0.5), "pruned": math.nan}}
-    report = Report(speedup=math.inf, **numbers)
+    seed, share = np.int64(4), np.float32(0.5)
+    report = Report(speedup=math.inf, seed=seed, accuracy=Accuracies(share, math.nan))  # type: ignore[arg-type]
     read = json.loads(report.to_json())
     assert read["speedup"] is None and read["seed"] == 4
     assert read["accuracy"]["original"] == 0.5 and read["accuracy"]["pruned"] is None
+
+
+def test_a_share_of_nothing_is_not_known() -> None:
+    assert Counts(8, 2).removed == 0.75
+    assert Counts(0, 0).removed is None
 
 
 def test_the_last_ten_lines_say_whether_to_ship(full: Report) -> None:
@@ -125,10 +238,10 @@ def test_notes_then_layers_then_what_was_left_alone(full: Report) -> None:
 
 
 def test_groups_are_left_alone_by_cause_whatever_the_figures() -> None:
-    left: list[LeftAlone] = [
-        {"group": "a", "reason": "cannot go: it fails (shape '[1, 4]')"},
-        {"group": "b", "reason": "cannot go: it fails (shape '[1, 8]')"},
-        {"group": "c", "reason": "ignored by the user (c)"},
+    left = [
+        LeftAlone("a", "cannot go: it fails (shape '[1, 4]')"),
+        LeftAlone("b", "cannot go: it fails (shape '[1, 8]')"),
+        LeftAlone("c", "ignored by the user (c)"),
     ]
     assert list(left_alone_lines(left)) == [
         "cannot go: it fails (2 groups): a, b",
@@ -137,7 +250,7 @@ def test_groups_are_left_alone_by_cause_whatever_the_figures() -> None:
 
 
 def test_every_group_left_alone_is_named() -> None:
-    left: list[LeftAlone] = [{"group": f"layer{i}.conv", "reason": "ignored"} for i in range(60)]
+    left = tuple(LeftAlone(f"layer{i}.conv", "ignored") for i in range(60))
     text = str(Report(left_alone=left))
     assert "ignored (60 groups)" in text
     assert all(f"layer{i}.conv" in text for i in range(60))
@@ -147,18 +260,20 @@ def test_nothing_measured_says_so_and_writes_nothing() -> None:
     lines = str(Report()).split("\n")
     for title in ("Parameters", "MACs", "Accuracy", "Receipt", "Parity", "Speed-up"):
         assert f"{title:<12}not measured" in lines
+    for title in ("Original", "Pruned"):
+        assert f"{title:<12}latency not measured" in lines
     assert f"{'Written':<12}nothing" in lines
 
 
 def test_counts_that_differ_are_shouted(full: Report) -> None:
-    report = replace(full, receipt={"modules": 10, "tensors": 10, "export": 11})
+    report = replace(full, receipt=ReceiptCounts(10, 10, 11))
     assert "Receipt     COUNTS DIFFER: modules 10, tensors 10, export 11" in str(report)
-    report = replace(full, receipt={"modules": 10})
+    report = replace(full, receipt=ReceiptCounts(10))
     assert "Receipt     counted from modules only: 10 parameters" in str(report)
 
 
 def test_accuracy_without_fine_tuning_compares_the_repaired_model(full: Report) -> None:
-    report = replace(full, accuracy={"original": 0.9, "pruned": 0.3, "repaired": 0.875})
+    report = replace(full, accuracy=Accuracies(original=0.9, pruned=0.3, repaired=0.875))
     assert "87.50 % after repair, not fine-tuned (-2.50 points)" in str(report)
 
 

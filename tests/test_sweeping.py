@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
             assert row["error"] == str(error)
             continue
         assert row["error"] is None
-        assert row["parameters"] == report.parameters["after"] and row["removed"] == report.ratio["removed"]
-        assert row["accuracy"] == dict(report.accuracy)
-        assert row["validation"] == report.validation["compressed"] is not None
+        assert row["parameters"] == report.parameters.after and row["removed"] == report.ratio.removed
+        assert row["accuracy"] == asdict(report.accuracy)
+        assert row["validation"] == report.validation.compressed is not None
     assert any(row["error"] is None for row in rows)
 
     table = list(csv.DictReader((tmp_path / "out.csv").open()))

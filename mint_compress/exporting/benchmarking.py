@@ -14,6 +14,7 @@ import numpy as np
 from mint_compress.errors import MintError
 from mint_compress.exporting.protocol import Array, InputSpec, Session, find_exporter
 from mint_compress.progress import Progress
+from mint_compress.reporting.records import Latency
 from mint_compress.settings import Benchmark
 
 MIN_ROUNDS = 3
@@ -23,20 +24,6 @@ RUNS_FOR_P99 = 100
 """With fewer runs the 99th percentile is hardly more than the slowest one."""
 
 _SECONDS_BETWEEN_REPORTS = 0.25
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds per batch; ``p99`` is None below `RUNS_FOR_P99` runs."""
-
-    median: float
-    p90: float
-    p99: float | None
-    runs: int
-
-    def __str__(self) -> str:
-        p99 = "-" if self.p99 is None else f"{self.p99:#.4g}"
-        return f"{self.median:>#9.4g} {self.p90:>#9.4g} {p99:>9} {self.runs:>7}"
 
 
 @dataclass(frozen=True)
@@ -50,8 +37,13 @@ class BenchmarkResult:
 
     def __str__(self) -> str:
         head = f"{'ms':<9}{'median':>9} {'p90':>9} {'p99':>9} {'runs':>7}"
-        rows = (f"original {self.original}", f"pruned   {self.pruned}")
+        rows = (_row("original", self.original), _row("pruned", self.pruned))
         return "\n".join((head, *rows, f"speed-up {self.speedup:.2f}x on {self.provider}"))
+
+
+def _row(name: str, times: Latency) -> str:
+    p99 = "-" if times.p99 is None else f"{times.p99:#.4g}"
+    return f"{name:<9}{times.median:>#9.4g} {times.p90:>#9.4g} {p99:>9} {times.runs:>7}"
 
 
 def benchmark(
@@ -156,7 +148,7 @@ def benchmark_files(
 
 
 def latency(milliseconds: Sequence[float]) -> Latency:
-    """Median and percentiles (linear between the ranks) of single runs."""
+    """Median and percentiles (linear between the ranks) of single runs; p99 from `RUNS_FOR_P99` runs on."""
     median, p90, p99 = (float(p) for p in np.percentile(milliseconds, (50, 90, 99)))
     return Latency(median, p90, p99 if len(milliseconds) >= RUNS_FOR_P99 else None, len(milliseconds))
 

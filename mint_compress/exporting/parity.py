@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,28 +12,10 @@ from mint_compress.errors import CheckFailed, ForeignError, MintError
 from mint_compress.exporting.protocol import Array, Session, arrays, on_cpu
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors_in
+from mint_compress.reporting.records import Parity
 
 BATCHES = (1, 7)
 """Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Agreement of a session with the module it was exported from.
-
-    Attributes
-    ----------
-    max_abs
-        Largest difference of any output element.
-    max_rel
-        The same, divided by the largest magnitude of that output.
-    top1
-        Share of samples with the same argmax of the first output; None where that has no classes.
-    """
-
-    max_abs: float
-    max_rel: float
-    top1: float | None
 
 
 def check_parity(

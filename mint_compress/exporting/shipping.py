@@ -17,13 +17,14 @@ from torch import nn
 from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
-from mint_compress.exporting.benchmarking import benchmark
-from mint_compress.exporting.protocol import arrays, export, find_exporter
+from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
+from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
 from mint_compress.exporting.receipt import verify
 from mint_compress.files import Outputs, outputs, sha256_of
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
+from mint_compress.reporting.records import Latencies
 from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -69,40 +70,59 @@ def ship(
         A count or an output differs; nothing is written.
     """
     with _staging(target) as stage:
-        tell = progress or (lambda *_: None)
         save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
-        example = select(images, slice(2))
-        tell("export", 0, 2)
-        exported = export(pruned, example, stage.export, metadata=_metadata(report))
-        tell("export", 1, 2)
-        beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
-        beside.mkdir()
-        reference = export(original, example, beside / stage.export.name)
-        tell("export", 2, 2)
-        modules = {name for name, _ in pruned.named_modules()}
+        before, after = _export_both(original, pruned, images, stage.export, _metadata(report), progress)
         receipt, parity = verify(
-            original, pruned, exported, select(images, slice(PARITY_IMAGES)),
-            predicted={n: after for n, (_, after) in plan.layers.items() if n in modules},
+            original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
             tensors_path=stage.tensors, device=how.provider, threads=how.threads, progress=progress,
         )  # fmt: skip
+        times = _time_both(before, after, images, how, progress)
         idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
-        exporter = find_exporter(stage.export)
-        before, after = (
-            exporter.open(r.path, device=how.provider, threads=how.threads) for r in (reference, exported)
-        )
-        inputs = arrays(after, select(images, torch.arange(how.batch) % count(images)))
-        times = benchmark(before, after, inputs, seconds=how.seconds, progress=progress)
         report = replace(
-            report,
-            receipt={"modules": receipt.modules, "tensors": receipt.tensors, "export": receipt.export},
-            parity={"max_abs": parity.max_abs, "max_rel": parity.max_rel, "top1": parity.top1},
-            latency_ms={"original": vars(times.original), "pruned": vars(times.pruned)},
-            speedup=times.speedup,
-            provider=times.provider,
-            notes=(*report.notes, *exported.notes, *idle),
-        )
-        moves = {made: target.export.with_name(made.name) for made in exported.files}
+            report, receipt=receipt.counted, parity=parity,
+            latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
+            provider=times.provider, notes=(*report.notes, *after.notes, *idle),
+        )  # fmt: skip
+        moves = {made: target.export.with_name(made.name) for made in after.files}
         return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+
+
+def _export_both(
+    original: nn.Module,
+    pruned: nn.Module,
+    images: Inputs,
+    path: Path,
+    metadata: dict[str, str],
+    progress: Progress | None,
+) -> tuple[ExportResult, ExportResult]:
+    """The pruned network at ``path``, and the original in a folder beside it: original first, then pruned."""
+    tell = progress or (lambda *_: None)
+    example = select(images, slice(2))
+    tell("export", 0, 2)
+    exported = export(pruned, example, path, metadata=metadata)
+    tell("export", 1, 2)
+    beside = path.parent / "original"  # a folder of its own, whatever the output is called
+    beside.mkdir()
+    reference = export(original, example, beside / path.name)
+    tell("export", 2, 2)
+    return reference, exported
+
+
+def _predicted(pruned: nn.Module, plan: PruningPlan) -> dict[str, int]:
+    """Parameters of each layer after, where the plan knows it as a module."""
+    modules = {name for name, _ in pruned.named_modules()}
+    return {name: after for name, (_, after) in plan.layers.items() if name in modules}
+
+
+def _time_both(
+    original: ExportResult, pruned: ExportResult, images: Inputs, how: Benchmark, progress: Progress | None
+) -> BenchmarkResult:
+    exporter = find_exporter(pruned.path)
+    before, after = (
+        exporter.open(result.path, device=how.provider, threads=how.threads) for result in (original, pruned)
+    )
+    batch = arrays(after, select(images, torch.arange(how.batch) % count(images)))
+    return benchmark(before, after, batch, seconds=how.seconds, progress=progress)
 
 
 def check_target(target: Outputs, provider: str) -> None:
@@ -123,9 +143,10 @@ def check_target(target: Outputs, provider: str) -> None:
 def _metadata(report: Report) -> dict[str, str]:
     """What whoever runs the export must know: who made it, and how to normalise."""
     said = {"mint_compress": version("mint-compress")}
-    for name in ("mean", "std"):
-        if report.data and report.data[name]:
-            said[name] = ",".join(f"{value:g}" for value in report.data[name])
+    if report.data:
+        for name, values in (("mean", report.data.mean), ("std", report.data.std)):
+            if values:
+                said[name] = ",".join(f"{value:g}" for value in values)
     return said
 
 

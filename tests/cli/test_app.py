@@ -238,7 +238,8 @@ def test_our_warnings_are_printed_and_those_of_others_are_not(
 
 
 def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:
-    from mint_compress.exporting.benchmarking import BenchmarkResult, Latency
+    from mint_compress.exporting.benchmarking import BenchmarkResult
+    from mint_compress.reporting.records import Latency
 
     answer = BenchmarkResult(Latency(8.0, 9.0, None, 50), Latency(2.0, 3.0, None, 50), 4.0, "CPU")
     seen: list[Any] = []

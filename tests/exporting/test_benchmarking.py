@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from mint_compress.errors import MintError
-from mint_compress.exporting.benchmarking import BenchmarkResult, Latency, benchmark, benchmark_files, latency
+from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark, benchmark_files, latency
 from mint_compress.exporting.protocol import Array, InputSpec
+from mint_compress.reporting.records import Latency
 from mint_compress.settings import Benchmark
 
 
@@ -121,7 +122,8 @@ def test_result_prints_itself() -> None:
         "speed-up 2.50x on CPU",
     ]
     tiny = Latency(0.0042, 0.0061, 0.0103, 140)
-    assert str(tiny).split() == ["0.004200", "0.006100", "0.01030", "140"]
+    row = str(BenchmarkResult(tiny, tiny, 1.0, "CPU")).splitlines()[1]
+    assert row.split() == ["original", "0.004200", "0.006100", "0.01030", "140"]
 
 
 def test_a_smaller_file_is_faster(tmp_path: Path) -> None:

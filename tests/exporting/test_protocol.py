@@ -16,7 +16,7 @@ from torch.nn import functional
 import mint_compress.exporting.protocol
 from mint_compress.errors import MintError
 from mint_compress.exporting.protocol import ExportResult, InputSpec, export, find_exporter, on_cpu
-from mint_compress.exporting.receipt import check_export
+from mint_compress.exporting.receipt_export import check_export
 
 
 class Chain(nn.Module):

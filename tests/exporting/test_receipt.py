@@ -10,20 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mint_compress.errors import CheckFailed
+from mint_compress.exporting.layer_breakdown import layer_counts
 from mint_compress.exporting.parity import check_parity
 from mint_compress.exporting.protocol import ExportResult, Session, export, find_exporter
-from mint_compress.exporting.receipt import (
-    Change,
-    LayerCount,
-    Receipt,
-    check_export,
-    check_modules,
-    check_receipt,
-    check_tensors,
-    layer_counts,
-    never_run,
-    verify,
-)
+from mint_compress.exporting.receipt import Receipt, check_receipt, verify
+from mint_compress.exporting.receipt_export import check_export
+from mint_compress.exporting.receipt_modules import check_modules, never_run
+from mint_compress.exporting.receipt_tensors import check_tensors
+from mint_compress.reporting.records import Counts, LayerChange, ReceiptCounts
 
 
 class Branched(nn.Module):
@@ -118,23 +112,22 @@ def test_verify_end_to_end(
         progress=lambda *step: steps.append(step),
     )
     # stem 112, norm 8, inner 36 and outer 4 + 4 per channel, mixer 30, scales 12, first 42, aux 10
-    assert receipt.parameters == Change(before=112 + 8 + 8 * 40 + 4 + 30 + 12 + 42 + 10, after=538 - 3 * 40)
-    assert receipt.modules == receipt.tensors == 418
+    assert receipt.parameters == Counts(before=112 + 8 + 8 * 40 + 4 + 30 + 12 + 42 + 10, after=538 - 3 * 40)
+    assert receipt.counted == ReceiptCounts(modules=418, tensors=418, export=418 - 10)
     assert receipt.never_run == ("aux",)
-    assert receipt.export == 418 - 10
     # 36 positions; the heads see one
-    assert receipt.macs == Change(
+    assert receipt.macs == Counts(
         before=36 * (108 + 8 * 36 + 8 * 4 + 24) + 2 * 36, after=36 * (108 + 5 * 36 + 5 * 4 + 24) + 2 * 36
     )
     assert receipt.layers == (
-        LayerCount("input - stem", 108, 108),
-        LayerCount("stem - inner", 288, 180),
-        LayerCount("inner - outer", 32, 20),
-        LayerCount("outer - mixer", 24, 24),
-        LayerCount("mixer - first", 36, 36),
-        LayerCount("first - second", 0, 0),
-        LayerCount("aux", 8, 8),
-        LayerCount("biases and normalisation", 42, 42),
+        LayerChange("input - stem", 108, 108),
+        LayerChange("stem - inner", 288, 180),
+        LayerChange("inner - outer", 32, 20),
+        LayerChange("outer - mixer", 24, 24),
+        LayerChange("mixer - first", 36, 36),
+        LayerChange("first - second", 0, 0),
+        LayerChange("aux", 8, 8),
+        LayerChange("biases and normalisation", 42, 42),
     )
     assert sum(row.before for row in receipt.layers) == receipt.parameters.before
     assert sum(row.after for row in receipt.layers) == receipt.parameters.after
@@ -151,7 +144,7 @@ def test_receipt_without_files(original: Branched, pruned: Branched, samples: to
     original.train()
     receipt = check_receipt(original, pruned, example_inputs=(samples,))
     assert isinstance(receipt, Receipt)
-    assert (receipt.modules, receipt.tensors, receipt.export) == (418, None, None)
+    assert receipt.counted == ReceiptCounts(418, None, None)
     assert original.training
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in original.modules())
 
@@ -168,9 +161,9 @@ def test_layer_pairs_follow_the_calls_not_the_definition() -> None:
             return y
 
     assert layer_counts(Backwards(), Backwards(), (torch.randn(1, 3),)) == (
-        LayerCount("input - body", 12, 12),
-        LayerCount("body - head", 8, 8),
-        LayerCount("biases and normalisation", 6, 6),
+        LayerChange("input - body", 12, 12),
+        LayerChange("body - head", 8, 8),
+        LayerChange("biases and normalisation", 6, 6),
     )
 
 

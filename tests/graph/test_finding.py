@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mint_compress.checkpoints.loading import load
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import MintError
-from mint_compress.exporting.receipt import check_modules
+from mint_compress.exporting.receipt_modules import check_modules
 from mint_compress.graph.depgraph import TorchPruning
 from mint_compress.graph.engine_comparison import Map, channel_map
 from mint_compress.graph.engines import Found, Refused

@@ -201,7 +201,7 @@ def test_a_table_of_numbers_loses_columns_and_the_files_say_so(tmp_path: Path) -
     reads = len(small[0].selected)
     assert reads == small[0].in_features < 30
     assert f"0 reads {reads} of 30 inputs, which a Gather selects in the export" in report.notes
-    assert report.receipt["modules"] == report.receipt["export"] == report.parameters["after"]
+    assert report.receipt.modules == report.receipt.export == report.parameters.after
     graph = onnx.load(out).graph
     assert graph.node[0].op_type == "Gather"
     weights = [tuple(t.dims) for t in graph.initializer if len(t.dims) == 2]

@@ -134,7 +134,7 @@ def test_a_network_that_keeps_activations_can_be_compressed() -> None:
     assert twin.last.grad_fn is None and torch.equal(twin.last, model.last)  # type: ignore[union-attr, arg-type]
     assert model.last.grad_fn is not None  # type: ignore[union-attr]
     pruned, report = compressed(model, compensate=True)
-    assert report.ratio["removed"] >= 0.4 and pruned(noise()).shape == (3, 4)
+    assert report.ratio.removed >= 0.4 and pruned(noise()).shape == (3, 4)
 
 
 class SkipsOnItself(Base):
@@ -228,7 +228,7 @@ def test_a_reader_that_is_not_called() -> None:
     reasons = {g.name: g.reason for g in find_groups(made(WeightAlone), noise(1))}
     assert reasons["c1"] == "a layer that reads it is not called as one (c2)" and reasons["c2"] is None
     _, report = compressed(made(WeightAlone), ratio=0.2)
-    assert report.ratio["removed"] >= 0.2
+    assert report.ratio.removed >= 0.2
 
 
 # ---- odd outputs, parameters and inputs
@@ -276,7 +276,7 @@ def test_odd_outputs_and_tensors(kind: type[Base]) -> None:
     groups = {g.name: g for g in find_groups(made(kind), noise(1))}
     assert {n for n, g in groups.items() if g.prunable} == {"c1", "c2", "c3"}, groups
     _, report = compressed(made(kind))
-    assert report.ratio["removed"] >= 0.4
+    assert report.ratio.removed >= 0.4
     assert torch.get_default_dtype() == torch.float32
 
 

@@ -38,6 +38,8 @@ from mint_compress.nn.io import (
     split,
     tensors,
 )
+from mint_compress.reporting.records import ReceiptCounts
+from mint_compress.settings import Benchmark
 from mint_compress.training.evaluation import accuracy
 
 MODULE = """
@@ -232,11 +234,11 @@ def test_from_loaders_to_a_checked_file(
         lr=0.02, device="cpu", provider="cpu", bench_batch=3, bench_seconds=0.1,
     )  # fmt: skip
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert report.ratio["removed"] >= 0.49
+    assert report.ratio.removed >= 0.49
     left = sum(p.numel() for p in pruned.parameters())
-    assert report.receipt == {"modules": left, "tensors": left, "export": left}
-    assert report.parity["max_rel"] <= 1e-4 and report.parity["top1"] == 1
-    assert report.accuracy["finetuned"] > 0.9
+    assert report.receipt == ReceiptCounts(left, left, left)
+    assert report.parity.max_rel <= 1e-4 and report.parity.top1 == 1
+    assert report.accuracy.finetuned > 0.9
     assert report.speedup is not None
     widths = (pruned.first.out_channels, pruned.second.out_channels, pruned.side.out_features)
     assert widths[1] + widths[2] == pruned.hidden.in_features < 48
@@ -252,7 +254,8 @@ def test_from_loaders_to_a_checked_file(
     if named:
         with pytest.raises(MintError, match="has an input 'mask'; the data has image"):
             arrays(session, {"image": torch.zeros(1, 4, 8, 8)})
-    timed = benchmark_files(tmp_path / "small.onnx", tmp_path / "small.onnx", device="cpu", seconds=0.05)
+    how = Benchmark(provider="cpu", seconds=0.05)
+    timed = benchmark_files(tmp_path / "small.onnx", tmp_path / "small.onnx", how)
     assert timed.original.runs >= 3
     header = json.loads((tmp_path / "small.json").read_text())
     assert re.search(r"4x8x8", " ".join(header["notes"]))
@@ -272,6 +275,6 @@ def test_estimators_of_samples_and_the_importance_take_a_dict(spec: str) -> None
         epochs=0,
         device="cpu",
     )
-    assert report.ratio["removed"] >= 0.29
+    assert report.ratio.removed >= 0.29
     importance = MutualInformationImportance(model, [data.calibration(64, seed=0)])
     assert {g.name for g in importance.groups if g.prunable} == {"first", "second", "side", "hidden"}

@@ -1,0 +1,163 @@
+"""What one run did, as one object: filled stage by stage, printed to a person, written as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from mint_compress.errors import MintError
+from mint_compress.reporting.plain_data import nulls, plain, read_record
+from mint_compress.reporting.records import (
+    Accuracies,
+    Counts,
+    DataFacts,
+    Latencies,
+    LayerChange,
+    LeftAlone,
+    Machine,
+    Parity,
+    ReceiptCounts,
+    Share,
+    Validation,
+)
+from mint_compress.reporting.text import as_text, report_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+FORMAT = 1
+"""Version of the JSON; it rises when a key changes its meaning or goes away."""
+
+_KEPT: Mapping[str, type] = {
+    "ratio": Share,
+    "parameters": Counts,
+    "macs": Counts,
+    "receipt": ReceiptCounts,
+    "parity": Parity,
+    "latency_ms": Latencies,
+}
+"""Records whose keys the JSON has in any case: with null for each where there is no record."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run found out; the fields are the keys of ``OUT.json``.
+
+    What was not measured is None; in the JSON, a record that is None has its keys, each null. Stages fill
+    it in with ``dataclasses.replace``.
+
+    Attributes
+    ----------
+    format
+        Of the JSON.
+    model
+        Path, or name of the class.
+    seed, command, versions, machine, settings, data
+        How it was made: the command line, the versions of the packages, where it ran, the arguments of
+        ``compress``, and the data.
+    ratio
+        Of the parameters. A share of the MACs that was asked for is in the ``plan``.
+    parameters, macs
+        Totals; MACs are of one sample.
+    accuracy
+        On the test split.
+    validation
+        On the validation split: what to compare settings by.
+    layers
+        Weights per pair of layers, then everything else.
+    left_alone
+        Channel groups that stayed whole.
+    receipt, parity, latency_ms
+        What the checks of the export gave, and its times.
+    speedup, macs_ratio
+        Latency and MACs of the original over those of the pruned model.
+    provider
+        Of the runtime that was timed.
+    plan
+        As ``PruningPlan.to_dict`` gives it.
+    sha256
+        File written -> its hash. The report itself cannot be among them.
+    notes
+        What was assumed or capped, one sentence each.
+    """
+
+    format: int = FORMAT
+    model: str | None = None
+    seed: int | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Machine | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: DataFacts | None = None
+    ratio: Share | None = None
+    parameters: Counts | None = None
+    macs: Counts | None = None
+    accuracy: Accuracies = field(default_factory=Accuracies)
+    validation: Validation = field(default_factory=Validation)
+    layers: tuple[LayerChange, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+    receipt: ReceiptCounts | None = None
+    parity: Parity | None = None
+    latency_ms: Latencies | None = None
+    speedup: float | None = None
+    macs_ratio: float | None = None
+    provider: str | None = None
+    plan: Mapping[str, Any] | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files written: those with a hash, and the report that lies beside the tensors."""
+        written = [name for name in self.sha256 if name != self.model]
+        reports = [
+            str(PurePath(name).with_suffix(".json")) for name in written if name.endswith(".safetensors")
+        ]
+        return (*written, *reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers under the keys of ``OUT.json``, in a fixed order."""
+        absent: dict[str, Any] = {name: nulls(kind) for name, kind in _KEPT.items()}
+        absent["machine"] = {}
+        return {
+            name: absent[name] if value is None and name in absent else value
+            for name, value in plain(self).items()
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Report:
+        """Read what :meth:`to_dict` gave; what is not there is None.
+
+        Raises
+        ------
+        MintError
+            Another format, a key that this version does not know, or a value that cannot be there.
+        """
+        if isinstance(data, Mapping) and data.get("format") != FORMAT:
+            raise MintError(
+                f"The report has format {data.get('format')!r}; this version reads {FORMAT}. "
+                "Update mint-compress."
+            )
+        return read_record(Report, data)
+
+    def to_json(self) -> str:
+        """``to_dict`` as strict JSON: null stands for what was not measured and for non-finite numbers."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Read what :meth:`to_json` gave; see :meth:`from_dict`."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise MintError("This is not a report (not JSON). Give the OUT.json of a run.") from None
+        return Report.from_dict(data)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from report_text(self)

@@ -1,0 +1,170 @@
+"""What a run finds out, as records: each is measured as a whole, or not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run took place.
+
+    Attributes
+    ----------
+    system
+        The operating system, with its version.
+    device
+        Name of the GPU, or the architecture of the CPU.
+    threads
+        That PyTorch computes with.
+    """
+
+    system: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The data of a run.
+
+    Attributes
+    ----------
+    name
+        The data spec.
+    input_shape
+        Of one sample, without the batch: numbers, or a tuple or dict of such where there are several inputs.
+    classes
+        Number of classes.
+    train, validation, test
+        Images in each split; None where a loader does not say.
+    mean, std
+        What was subtracted and divided by, per channel; None where the values are as they were.
+    """
+
+    name: str
+    input_shape: Any
+    classes: int
+    train: int | None
+    validation: int | None
+    test: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of the parameters, in [0, 1], that was asked for (None: of the MACs only), and that is gone."""
+
+    asked: float | None
+    removed: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A count before and after."""
+
+    before: int
+    after: int
+
+    @property
+    def removed(self) -> float | None:
+        """Share that is gone, in [0, 1]; None where there was nothing."""
+        return 1 - self.after / self.before if self.before else None
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Shares in [0, 1] on the test split, of the original and of the smaller network after each stage."""
+
+    original: float | None = None
+    pruned: float | None = None
+    repaired: float | None = None
+    finetuned: float | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Shares in [0, 1] on the validation split."""
+
+    original: float | None = None
+    compressed: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """Weights between two layers, as in a paper's layer breakdown."""
+
+    pair: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A channel group that kept its width, and why."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReceiptCounts:
+    """The parameters that are left, counted three ways; None: there was no such file.
+
+    Attributes
+    ----------
+    modules
+        From the layers' own attributes and shapes.
+    tensors
+        From the tensors that were saved.
+    export
+        From the trace that the export was made of.
+    """
+
+    modules: int
+    tensors: int | None = None
+    export: int | None = None
+
+    def counted(self) -> dict[str, int]:
+        """The ways that were taken, with what they gave."""
+        ways = {"modules": self.modules, "tensors": self.tensors, "export": self.export}
+        return {way: count for way, count in ways.items() if count is not None}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of an export with the module it was made from.
+
+    Attributes
+    ----------
+    max_abs
+        Largest difference of any output element.
+    max_rel
+        The same, divided by the largest magnitude of that output.
+    top1
+        Share of samples with the same argmax of the first output; None where that has no classes.
+    """
+
+    max_abs: float
+    max_rel: float
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per batch: median and percentiles of so many runs; ``p99`` is None where they are few."""
+
+    median: float
+    p90: float
+    p99: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Of the exports of both networks, timed in turn."""
+
+    original: Latency
+    pruned: Latency

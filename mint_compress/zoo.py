@@ -1,6 +1,6 @@
 """The paper's networks, under the key names of the checkpoints that are about.
 
-Each builder takes ``num_classes``; :data:`INPUT_SHAPES` says what a network eats, without the batch.
+Each builder takes ``num_classes``; :data:`INPUT_SHAPES` says what a network takes, without the batch.
 """
 
 from __future__ import annotations

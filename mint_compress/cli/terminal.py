@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, OwnFault
 from mint_compress.progress import Progress
 
 DEBUG = "MINT_COMPRESS_DEBUG"
@@ -54,9 +54,15 @@ def exit_status(run: Callable[[], Any]) -> int:
         return _failed(str(error), error.exit_code, error)
     except SystemExit as error:
         return _failed(f"a module of yours called sys.exit({error.code!r})", 2, error)
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
-        return _failed(f"{said} (unexpected; {DEBUG}=1 shows the traceback)", 1, error)
+    except OwnFault as fault:
+        return _unexpected(fault.__cause__ or fault)
+    except Exception as error:  # whatever it is, a person gets one line
+        return _unexpected(error)
+
+
+def _unexpected(error: BaseException) -> int:
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    return _failed(f"{said} (unexpected; {DEBUG}=1 shows the traceback)", 1, error)
 
 
 def _failed(message: str, status: int, error: BaseException) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.data.specs import Data, synthetic_images
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, our_own
 from mint_compress.nn.contexts import evaluating, hooked
 from mint_compress.nn.io import Inputs, InputShape, count, is_single, run, to
 
@@ -69,6 +69,7 @@ def _activation_bytes(model: nn.Module, example: Inputs) -> int:
     """Roughly what one image keeps alive in two networks: three of the largest maps each."""
     largest = 1
 
+    @our_own()
     def see(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal largest
         if isinstance(output, Tensor):

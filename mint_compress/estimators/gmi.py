@@ -112,30 +112,38 @@ def gmi(
     MintError
         Unknown conditioning or graph, samples as in :func:`check_samples`, too few rows.
     """
-    for what, value, known in (("conditioning", conditioning, CONDITIONINGS), ("graph", graph, GRAPHS)):
-        if value not in known:
-            raise MintError(f"Unknown {what} {value!r}. Choose from: {', '.join(known)}.")
-    for what, number in (("neighbours", neighbours), ("repeats", repeats)):
-        if not isinstance(number, int) or number < 1:
-            raise MintError(f"{what} must be a whole number, at least 1, not {number!r}.")
-    check_share("noise", noise)
-    check_share("ridge", ridge)
+    _check_choices(conditioning, graph)
+    _check_numbers(neighbours, repeats, noise, ridge)
     samples = check_samples(children, parents, child_groups, parent_groups)
     degree = neighbours if graph == "knn" else 0
     _check_rows(samples.rows, conditioning, degree)
     generator = torch.Generator().manual_seed(seed)
     device = samples.children.device
     sides = samples.child_groups, samples.parent_groups
-    told, tellers = ([i for i, group in enumerate(side) if len(group)] for side in sides)
+    child_numbers, parent_numbers = ([i for i, group in enumerate(side) if len(group)] for side in sides)
     out = torch.zeros(len(sides[0]), len(sides[1]), dtype=torch.float64, device=device)
-    index, into = _padded(samples).to(device), torch.tensor(told, dtype=torch.int64, device=device)
-    tick = _ticker(progress, repeats * len(told) * len(tellers))
-    for _ in range(repeats if told and tellers else 0):
+    index, into = _padded(samples).to(device), torch.tensor(child_numbers, dtype=torch.int64, device=device)
+    tick = _ticker(progress, repeats * len(child_numbers) * len(parent_numbers))
+    for _ in range(repeats if child_numbers and parent_numbers else 0):
         pool = pools(samples, conditioning, noise, ridge, generator)
-        for parent in tellers:
+        for parent in parent_numbers:
             estimates = _against_one_parent(pool(sides[1][parent]), index, degree, tick)
             out[into, parent] += estimates / repeats
     return out
+
+
+def _check_choices(conditioning: str, graph: str) -> None:
+    for what, value, known in (("conditioning", conditioning, CONDITIONINGS), ("graph", graph, GRAPHS)):
+        if value not in known:
+            raise MintError(f"Unknown {what} {value!r}. Choose from: {', '.join(known)}.")
+
+
+def _check_numbers(neighbours: int, repeats: int, noise: float, ridge: float) -> None:
+    for what, number in (("neighbours", neighbours), ("repeats", repeats)):
+        if not isinstance(number, int) or number < 1:
+            raise MintError(f"{what} must be a whole number, at least 1, not {number!r}.")
+    check_share("noise", noise)
+    check_share("ridge", ridge)
 
 
 def _check_rows(rows: int, conditioning: str, neighbours: int) -> None:

@@ -115,11 +115,12 @@ def knn(
             if progress:
                 progress("knn", out.numel() * rows // samples.rows, out.numel())
 
-        told, tellers = (
+        children_there, parents_there = (
             torch.tensor([i for i, g in enumerate(side) if len(g)])
             for side in (samples.child_groups, samples.parent_groups)
         )
-        out[told[:, None], tellers] = _all_pairs(child, parent, samples.rows, neighbours, fold, tick).cpu()
+        pairs = _all_pairs(child, parent, samples.rows, neighbours, fold, tick)
+        out[children_there[:, None], parents_there] = pairs.cpu()
     return out.to(children.device)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mint_compress.errors import our_own
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.im2col import is_plain
 from mint_compress.nn.io import forward, tensors_in
@@ -127,6 +128,7 @@ def record_pass(model: nn.Module, batch: Any) -> TraceRecords:
 
 
 def _hook(name: str, records: TraceRecords, operations: _Operations) -> Callable[..., None]:
+    @our_own()
     def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = first_given(args, kwargs)
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
@@ -170,9 +172,11 @@ class _Operations(TorchFunctionMode):
     ) -> Any:
         if self._ignoring:
             return func(*args, **(kwargs or {}))
-        if func in ADDITIONS and len(args) > 1 and all(isinstance(x, Tensor) for x in args[:2]):
-            self._records.add(args[0], args[1])
+        with our_own():
+            if func in ADDITIONS and len(args) > 1 and all(isinstance(x, Tensor) for x in args[:2]):
+                self._records.add(args[0], args[1])
         result = func(*args, **(kwargs or {}))
-        if any(True for _ in tensors_in(result)):  # not a shape, nor a device
-            self._records.read((args, kwargs))
+        with our_own():
+            if any(True for _ in tensors_in(result)):  # not a shape, nor a device
+                self._records.read((args, kwargs))
         return result

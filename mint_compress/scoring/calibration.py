@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, our_own
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import count, forward, of_batch
@@ -53,7 +53,11 @@ def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor
     """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args, kwargs, output: see(name, first_given(args, kwargs), output)
+        @our_own()
+        def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            see(name, first_given(args, kwargs), output)
+
+        return after
 
     handles = [layer.register_forward_hook(hook(n), with_kwargs=True) for n, layer in layers.items()]
     with hooked(handles):

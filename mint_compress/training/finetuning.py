@@ -6,8 +6,9 @@ import logging
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import count, select
 from mint_compress.progress import Progress
+from mint_compress.settings import Compute
 from mint_compress.training.acceleration import accelerated
 from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import accuracy
@@ -41,19 +43,11 @@ def finetune_(
     *,
     teacher: nn.Module | None = None,
     validation: Source | None = None,
-    epochs: int = 5,
-    lr: float = 0.05,
-    batch_size: int = 128,
-    device: str | torch.device = "auto",
-    label_smoothing: float = 0.1,
-    temperature: float = 4.0,
-    distill_weight: float = 0.7,
-    weight_decay: float = 5e-4,
-    momentum: float = 0.9,
-    max_grad_norm: float = 5.0,
-    seed: int = 0,
+    hyperparameters: Hyperparameters = Hyperparameters(),
+    device: str | torch.device = Compute.device,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    **numbers: Any,
 ) -> list[EpochResult]:
     """Train all parameters of ``model`` in place; what the last epoch leaves is the result.
 
@@ -77,10 +71,8 @@ def finetune_(
         Measured after every epoch for the log; nothing is chosen by it.
     device
         Where to compute: auto, cpu, cuda, cuda:N.
-    epochs, lr, batch_size, seed
-        How long and how fast; 0 epochs train nothing, and batches count over all processes.
-    label_smoothing, temperature, distill_weight, weight_decay, momentum, max_grad_norm
-        Of the loss and of the optimizer; what each does and its range say
+    hyperparameters, numbers
+        How long, how fast, and towards what; or some of them by name, ``epochs=5, lr=0.01``. See
         :class:`mint_compress.training.hyperparameters.Hyperparameters`.
     checkpoint
         A file that holds the state of the training after each epoch. One that an interrupted training
@@ -98,19 +90,10 @@ def finetune_(
         Settings out of range, fewer than two images, a loss that is not finite, a checkpoint of
         something else.
     """
-    hyperparameters = Hyperparameters(
-        epochs,
-        lr,
-        batch_size,
-        label_smoothing,
-        temperature,
-        distill_weight if teacher is not None else 0.0,
-        weight_decay,
-        momentum,
-        max_grad_norm,
-        seed,
-    )
-    if epochs == 0:
+    hyperparameters = replace(hyperparameters, **numbers)
+    if teacher is None:
+        hyperparameters = replace(hyperparameters, distill_weight=0.0)
+    if hyperparameters.epochs == 0:
         model.eval()
         return []
     where = resolve_device(device)
@@ -118,7 +101,7 @@ def finetune_(
         if where.type == "cuda":
             stack.enter_context(torch.cuda.device(where))
         accelerator = stack.enter_context(accelerated(where))
-        stack.enter_context(seeded(seed, accelerator.device))
+        stack.enter_context(seeded(hyperparameters.seed, accelerator.device))
         stack.enter_context(trainable(model, accelerator.device))
         if teacher is not None:
             stack.enter_context(evaluating(teacher))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mint_compress.errors import MintError
+from mint_compress.settings import Compute, Finetuning
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class Hyperparameters:
         One is out of range.
     """
 
-    epochs: int
-    lr: float
-    batch_size: int
-    label_smoothing: float
-    temperature: float
-    distill_weight: float
-    weight_decay: float
-    momentum: float
-    max_grad_norm: float
-    seed: int
+    epochs: int = Finetuning.epochs
+    lr: float = Finetuning.lr
+    batch_size: int = Finetuning.batch_size
+    label_smoothing: float = 0.1
+    temperature: float = 4.0
+    distill_weight: float = 0.7
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    max_grad_norm: float = 5.0
+    seed: int = Compute.seed
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 0, "epochs", "0 or more")

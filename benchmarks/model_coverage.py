@@ -9,11 +9,11 @@ Every torchvision classifier and segmentation model, and of timm the first pretr
 a process of its own with a limit on processor time (one thread; what else the machine does makes no
 difference) and on memory, at the smallest input that it accepts. "Worked" means: the channel groups are
 found, 50 % of the parameters are really gone after scoring, planning, removal and repair (``--estimator
-random`` draws which channels go, which takes less time), the forward pass and a training step stay finite, the
-saved file loads again to the same tensors and outputs, the ONNX export has a dynamic batch, its parameters
-count the same and its outputs agree with PyTorch. Faults of our own come out where they happen. What works, and
-is analysed quickly, is also analysed by both engines that find channel groups (``--skip-engines``: not), to see
-whether they say the same.
+random`` draws which channels go, which takes less time), the forward pass and a training step stay finite,
+the saved file loads again to the same tensors and outputs, the ONNX export has a dynamic batch, its
+parameters count the same and its outputs agree with PyTorch. Faults of our own come out where they happen.
+What works, and is analysed quickly, is also analysed by both engines that find channel groups
+(``--skip-engines``: not), to see whether they say the same.
 
 Results: one JSON line a model in benchmarks/results/coverage.jsonl; the last line of a model counts.
 """

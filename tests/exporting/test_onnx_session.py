@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import onnxruntime
 import pytest
 import torch
 from mint_exporters import onnx_session
@@ -60,6 +61,7 @@ def test_both_side_by_side_are_warned_of(
 def test_the_way_to_cuda_depends_on_the_package(
     exported: Path, name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert onnxruntime.InferenceSession  # imported above, for from now on only metadata can be found
     monkeypatch.setattr(sys, "path", [installed(tmp_path, name)])
     with pytest.raises(MintError, match=rf"^CUDA was asked for.*{way}.*, or ask for the CPU\.$"):
         OnnxExporter().open(exported, device="cuda")

@@ -112,7 +112,7 @@ def test_macs_of_attention_count_and_are_kept_to() -> None:
     options = {"epochs": 0, "round_to": 1, "input_shape": (3, 6, 6), "device": "cpu"}
     small, report = compress(model, macs_ratio=0.4, **options)
     before, after = (module_macs(m, x) for m in (model, small))
-    assert report.macs == {"before": before.total, "after": after.total}
+    assert report.macs == Counts(before.total, after.total)
     assert report.plan["macs"] == (before.total, after.total)
     assert sum(before.products.values()) == 1200 and after.total <= 0.6 * before.total
     assert not any("could not predict" in note for note in report.notes)
@@ -136,8 +136,8 @@ class MixesInside(nn.Linear):
 def test_products_that_cannot_be_predicted_are_named_in_the_report() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.GELU(), MixesInside(8, 6), nn.GELU(), nn.Linear(6, 3)).eval()
     _, report = compress(model, macs_ratio=0.2, epochs=0, round_to=1, input_shape=(4, 5), device="cpu")
-    assert report.macs["before"] == 4 * (40 + 48 + 18) + 4 * 4 * 8
-    assert report.macs["after"] <= report.plan["macs"][1] <= 0.8 * report.macs["before"]
+    assert report.macs.before == 4 * (40 + 48 + 18) + 4 * 4 * 8
+    assert report.macs.after <= report.plan["macs"][1] <= 0.8 * report.macs.before
     said = "128 MACs of products of activations are counted, but the plan could not predict"
     assert f"{said} how many of them go: 2" in report.notes
 

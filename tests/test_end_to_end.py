@@ -321,7 +321,7 @@ def test_blocks_stay_whole(folder: Path) -> None:
         blocks = {position * 4 // width for position in gone[group]}
         assert gone[group] == [p for p in range(width) if p * 4 // width in blocks]
     assert any(gone.values())
-    assert "--groups 4 keeps blocks whole: widths are not rounded" in report["notes"]
+    assert "--blocks 4 keeps blocks whole: widths are not rounded" in report["notes"]
 
 
 def test_gmi_in_blocks(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.errors import our_own
+from mint_compress.errors import ForeignError, our_own
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, count, run
 from mint_compress.nn.layers import WEIGHTED, is_transposed
 from mint_compress.nn.matrix_products import MatrixProduct, Place, watching_products
+
+log = logging.getLogger(__name__)
 
 
 def parameters(module: nn.Module) -> int:
@@ -93,11 +96,9 @@ def module_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> 
         Half of what ``torch.utils.flop_counter.FlopCounterMode`` counts, by where it is done.
     """
     batch = count(example_inputs)
-    by_shape: Counter[str] = Counter()
     inside: Counter[str] = Counter()
     uncalled: Counter[str] = Counter()
     products: Counter[str] = Counter()
-    layers: dict[str, int] = {}
 
     def seen(product: MatrixProduct) -> None:
         if product.place is Place.LAYER:
@@ -106,12 +107,34 @@ def module_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> 
             counts = uncalled if product.place is Place.WEIGHT else products
             counts[product.name] += product.of_sample(batch)
 
+    try:
+        with watching_products(module, seen):
+            calls = _calls(module, example_inputs)
+    except ForeignError as error:  # a forward pass may not bear a dispatch mode around it
+        log.warning("MACs beside the layers are not counted: watched, %s", str(error).removeprefix("The "))
+        return Macs(layer_macs(module, example_inputs), {}, {})
+    whole = {name: sum(each) for name, each in calls.items()}
+    products.update({n: (macs - whole[n]) // batch for n, macs in inside.items() if macs > whole[n]})
+    return Macs(_of_sample(calls, batch), dict(uncalled), dict(products))
+
+
+def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> Mapping[str, int]:
+    """The part of :func:`module_macs` that is done in layers that are called: name -> MACs."""
+    return _of_sample(_calls(module, example_inputs), count(example_inputs))
+
+
+def _of_sample(calls: Mapping[str, list[int]], batch: int) -> dict[str, int]:
+    return {name: sum(macs // batch for macs in each) for name, each in calls.items()}
+
+
+def _calls(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, list[int]]:
+    """The MACs of a batch in every call of each convolution and linear layer."""
+    calls: dict[str, list[int]] = {}
+
     def hook(name: str) -> Callable[..., None]:
         @our_own()
         def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            macs = _by_shape(layer, first_given(args, kwargs), output)
-            by_shape[name] += macs
-            layers[name] = layers.get(name, 0) + macs // batch
+            calls.setdefault(name, []).append(_by_shape(layer, first_given(args, kwargs), output))
 
         return record
 
@@ -120,15 +143,9 @@ def module_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> 
         for name, layer in module.named_modules()
         if isinstance(layer, WEIGHTED)
     ]
-    with hooked(handles), evaluating(module), torch.no_grad(), watching_products(module, seen):
+    with hooked(handles), evaluating(module), torch.no_grad():
         run(module, example_inputs)
-    products.update({n: (macs - by_shape[n]) // batch for n, macs in inside.items() if macs > by_shape[n]})
-    return Macs(layers, dict(uncalled), dict(products))
-
-
-def layer_macs(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> Mapping[str, int]:
-    """The part of :func:`module_macs` that is done in layers that are called: name -> MACs."""
-    return module_macs(module, example_inputs).layers
+    return calls
 
 
 def _by_shape(layer: nn.Module, given: torch.Tensor, output: torch.Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from networks import build, images
 from torch import Tensor, nn
 
+from mint_compress.errors import ForeignError
 from mint_compress.repair.synchronised_passes import synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 
@@ -110,7 +111,7 @@ def test_an_exception_in_forward_comes_out_and_leaves_no_thread() -> None:
     model = Breaks()
     threads = threading.active_count()
     with (
-        pytest.raises(ZeroDivisionError, match="in forward"),
+        pytest.raises(ForeignError, match="ZeroDivisionError: in forward"),
         synchronised_passes(
             model, {"first": model.first}, [torch.zeros(1, 3), torch.zeros(2, 3)], after=True
         ) as passes,

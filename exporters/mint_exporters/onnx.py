@@ -125,7 +125,7 @@ def _exporting(model: nn.Module) -> Iterator[None]:
     """PyTorch's exporter and optimiser at work: they raise whatever their many passes raise."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # PyTorch's exporter and optimiser
         root = _root(error)
         raise MintError(
             f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {one_line(root)}"

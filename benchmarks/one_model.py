@@ -27,11 +27,11 @@ from mint_compress.checkpoints.loading import Builder
 from mint_compress.checkpoints.registry import original_input_shape
 from mint_compress.data.specs import synthetic_images
 from mint_compress.errors import first_line
+from mint_compress.estimators import uses_samples
 from mint_compress.graph.engine_comparison import compared
 from mint_compress.nn.counting import parameters
 from mint_compress.nn.io import tensors_in
 from mint_compress.planning.search import most_removed
-from mint_compress.scoring.scores import uses_samples
 
 RATIO = 0.5
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512, 1024)

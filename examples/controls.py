@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mint_compress as mc
+from mint_compress.estimators import uses_samples
 from mint_compress.planning.choices import make_plan
 
 Scores = dict[str, np.ndarray]
@@ -67,7 +68,7 @@ def information(
     """One of this project's scores. gmi and mint look at more images, and at blocks of channels."""
 
     def scores(model: nn.Module, groups: Any, drawn: Tensor, labels: Tensor, seed: int) -> Scores:
-        samples = estimator != "gaussian"
+        samples = uses_samples(estimator)
         calibration = mc.calibrate(
             model, groups, drawn[:images].split(BATCH), seed=seed, moments=not samples, samples=samples
         )

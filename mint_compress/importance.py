@@ -11,13 +11,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from mint_compress.errors import MintError
+from mint_compress.estimators import uses_samples
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.nn.io import by_position, of_batch, select
 from mint_compress.nn.layers import WEIGHTED
 from mint_compress.progress import Progress
 from mint_compress.scoring.calibration import calibrate
-from mint_compress.scoring.scores import ChannelScores, score, uses_samples
+from mint_compress.scoring.scores import ChannelScores, score
 from mint_compress.surgery.slicing import slicer_of
 
 

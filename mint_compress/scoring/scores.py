@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mint_compress.estimators import find_estimator
-from mint_compress.estimators import uses_samples as uses_samples
+from mint_compress.estimators import find_estimator, uses_samples
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.progress import Progress
 from mint_compress.scoring.calibration import Calibration

@@ -102,7 +102,7 @@ def allocate(
     *,
     ratio: float,
     round_to: int = 1,
-    upper_limit: float = 0.95,
+    upper_limit: float = mc.Budget.upper_limit,
 ) -> mc.PruningPlan:
     """The plan that removes, by a criterion, until at most ``parameters`` are left.
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
+from mint_compress.data.counting import class_names, size
 from mint_compress.data.datasets import Source, batches
 from mint_compress.data.splits import SPLIT_SEED
 from mint_compress.errors import ForeignError, MintError
@@ -102,17 +111,17 @@ def _hold_out(spec: str, train: Source) -> tuple[Source, Source]:
     whole = isinstance(train, DataLoader) and train.batch_size is None
     if whole or not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset):
         raise MintError(f"{spec} gives no val besides test, and train cannot be split. Return val too.")
-    count = size(dataset) or 0
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held_out = max(1, min(5000, count // 10))
-    parts = [Subset(dataset, order[rows].tolist()) for rows in (slice(held_out, None), slice(held_out))]
+    rows = _rows(spec, train)
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED))]
+    held_out = max(1, min(5000, len(rows) // 10))
+    parts = [Subset(dataset, order[part].tolist()) for part in (slice(held_out, None), slice(held_out))]
     if not isinstance(train, DataLoader):
         return parts[0], parts[1]
     loaders = [
         DataLoader(
             part,
             batch_size=train.batch_size,
-            shuffle=shuffle and isinstance(train.sampler, RandomSampler),
+            shuffle=shuffle and not isinstance(train.sampler, SequentialSampler),
             num_workers=train.num_workers,
             collate_fn=train.collate_fn,
             pin_memory=train.pin_memory,
@@ -123,32 +132,39 @@ def _hold_out(spec: str, train: Source) -> tuple[Source, Source]:
     return loaders[0], loaders[1]
 
 
-def size(source: Source) -> int | None:
-    """Images in a source, None when it does not say."""
-    dataset: Any = getattr(source, "dataset", source)
-    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
-        return None
-    count: int = dataset.__len__()
-    return count
+def _rows(spec: str, train: Source) -> Tensor:
+    """The images of its dataset that ``train`` gives, by number: a sampler may leave some out for good."""
+    sampler = train.sampler if isinstance(train, DataLoader) else None
+    if isinstance(sampler, SubsetRandomSampler):
+        return torch.as_tensor(sampler.indices)
+    if sampler is not None and not isinstance(sampler, RandomSampler | SequentialSampler):
+        raise MintError(
+            f"{spec} gives no val besides test, and the {type(sampler).__name__} of train decides by itself "
+            "which images it gives. Return val too."
+        )
+    count = size(train.dataset if isinstance(train, DataLoader) else train)
+    if count is None:
+        raise MintError(f"{spec} gives no val besides test, and train has no length. Return val too.")
+    if count < 2:
+        raise MintError(f"{spec} gives no val besides test, and train is too small to split. Return val too.")
+    return torch.arange(count)
 
 
 def class_count(source: Source) -> int:
-    """Number of classes: what the dataset's ``classes`` says, else its labels in one pass.
+    """Number of classes: what the nearest dataset with ``classes`` says, or its labels where they say more.
+
+    The labels are gone through once where there are no names, or where a wrapper of the user's, which may
+    change the labels, stands around the dataset with the names.
 
     Raises
     ------
     MintError
         One class only.
     """
-    dataset: Any = source
-    while hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    if isinstance(names, Sized):
-        count = len(names)
-        seen = torch.arange(count)
-    else:
-        seen = torch.unique(torch.cat([torch.unique(labels) for _, labels in batches(source, 256)]))
+    count, certain = class_names(source)
+    seen = torch.arange(count)
+    if not certain:
+        seen = torch.unique(torch.cat([seen, *(torch.unique(y) for _, y in batches(source, 256))]))
         count = int(seen[-1]) + 1 if len(seen) else 0
     if len(seen) < 2:
         raise MintError("The loaders give one class only. Two or more are needed.")

@@ -38,7 +38,7 @@ class DataFacts:
     classes
         Number of classes.
     train, validation, test
-        Images in each split; None where a loader does not say.
+        Images that one pass over each split gives; None where a loader does not say.
     mean, std
         What was subtracted and divided by, per channel; None where the values are as they were.
     """

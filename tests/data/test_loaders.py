@@ -13,16 +13,28 @@ import torch
 from mint_compress.data.datasets import batches
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
+from mint_compress.provenance import described
 
 MODULE = """
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import *
 def made(n, classes=4):
     numbers = torch.arange(n)
     return TensorDataset(numbers.float().view(n, 1, 1, 1).expand(n, 3, 4, 4), numbers % classes)
 BATCH = (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
 def three(): return {"train": made(40), "val": made(8), "test": made(12)}
 def two(): return DataLoader(made(40), batch_size=8, shuffle=True), DataLoader(made(12), batch_size=5)
+def wrapped():
+    train = DataLoader(Subset(made(40), range(30)), 8, drop_last=True)
+    return train, ConcatDataset([made(5), made(4)]), made(12)
+def sampled():
+    return DataLoader(made(40), 8, sampler=SubsetRandomSampler(range(10, 30))), made(12)
+def weighted():
+    return DataLoader(made(40), 8, sampler=WeightedRandomSampler([1.0] * 40, 40)), made(12)
+class Unsized(Dataset):
+    def __getitem__(self, index): return made(40)[index]
+def unsized(): return Unsized(), made(12)
+def single(): return made(1), made(12)
 def leaves():
     raise SystemExit(0)
 
@@ -59,10 +71,32 @@ def test_a_function_gives_datasets_or_loaders() -> None:
     data = load_data("my_loaders:two")
     sizes = [sum(len(y) for _, y in batches(s, 99)) for s in (data.train, data.validation, data.test)]
     assert sizes == [36, 4, 12]
+    assert data.sizes == (36, 4, 12)
     assert data.description.startswith("my_loaders:two: 36 train, 4 validation, 12 test images of 3x4x4")
     values = [x[:, 0, 0, 0] for s in (data.train, data.validation) for x, _ in batches(s, 7)]
     assert sorted(torch.cat(values).tolist()) == list(range(40))
     assert torch.equal(*(data.calibration(20, seed=3)[0] for _ in range(2)))
+
+
+@pytest.mark.usefixtures("in_module_folder")
+def test_sizes_are_said_of_what_the_splits_give() -> None:
+    data = load_data("my_loaders:wrapped")
+    given = [sum(len(y) for _, y in batches(s, 99)) for s in (data.train, data.validation, data.test)]
+    assert given == [24, 9, 12]
+    assert data.sizes == (24, 9, 12)
+    assert "24 train, 9 validation, 12 test" in data.description
+    facts = described(data)
+    assert (facts.train, facts.validation, facts.test) == (24, 9, 12)
+
+
+@pytest.mark.usefixtures("in_module_folder")
+def test_validation_comes_out_of_what_the_sampler_gives() -> None:
+    data = load_data("my_loaders:sampled")
+    assert data.sizes == (18, 2, 12)
+    values = [[x[:, 0, 0, 0] for x, _ in batches(s, 7)] for s in (data.train, data.validation)]
+    assert sorted(torch.cat(values[0] + values[1]).tolist()) == list(range(10, 30))
+    # still shuffled
+    assert torch.cat(values[0]).tolist() != torch.cat([x[:, 0, 0, 0] for x, _ in data.train]).tolist()
 
 
 @pytest.mark.usefixtures("in_module_folder")
@@ -77,6 +111,9 @@ def test_a_function_gives_datasets_or_loaders() -> None:
         ("iterators", "train is a list_iterator"),
         ("one_class", "one class only"),
         ("stream", "train cannot be split"),
+        ("weighted", "the WeightedRandomSampler of train decides by itself which images it gives"),
+        ("unsized", "train has no length. Return val too"),
+        ("single", "train is too small to split. Return val too"),
         ("nan", "NaN or infinite"),
         ("bytes_", "gives torch.uint8 images"),
         ("soft", "gives torch.float32 labels"),

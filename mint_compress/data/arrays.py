@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mint_compress.errors import MintError
+from mint_compress.nn.io import InputShape, describe, is_single
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+IMAGE = 3
+"""Dimensions of one image: channels, height, width."""
 
 
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
@@ -56,57 +60,87 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def as_images(array: NDArray[np.generic], name: str, input_shape: tuple[int, ...] | None) -> Tensor:
-    """Images as (n, C, H, W) or (n, D): uint8 as it is, floats as float32.
+    """Images, or samples of another kind, as the network takes them: uint8 as it is, floats as float32.
 
     Parameters
     ----------
     array
-        (n, H, W, C), (n, C, H, W), (n, H, W) or (n, D).
+        (n, *input_shape), or the same with the channels last or a single channel left out. Without
+        ``input_shape``: images (n, H, W, C), (n, C, H, W) or (n, H, W), vectors (n, D), and whatever has
+        more dimensions as it is.
     name
         Of the array, for messages.
     input_shape
-        (C, H, W) or (D,) that a network takes; decides between the layouts, and images of another
-        shape are an error. A one-dimensional shape flattens images that have as many values.
+        What a network takes, without the batch; decides between the layouts, and samples of another
+        shape are an error. A one-dimensional shape flattens samples that have as many values.
+
+    Returns
+    -------
+    Tensor
+        (n, C, H, W), (n, D) or (n, *input_shape).
 
     Raises
     ------
     MintError
-        Other types, NaN or infinity, no images, an undecidable layout, the wrong shape.
+        Other types, NaN or infinity, no samples, an undecidable layout, the wrong shape.
     """
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise MintError(f"{name} is {array.dtype}. Save it as uint8 (0..255) or as float32 (taken as it is).")
-    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+    if array.ndim < 2 or 0 in array.shape:
         raise MintError(
-            f"{name} has shape {array.shape}. Images are (n, H, W, C), (n, C, H, W) or (n, H, W)."
+            f"{name} has shape {array.shape}. Images are (n, H, W, C), (n, C, H, W) or (n, H, W); "
+            "other samples have the shape that the network takes, with n before it."
         )
-    images = torch.from_numpy(_channels_first(array, name, input_shape))
+    fitting = _fitting(array, input_shape)
+    images = torch.from_numpy(_channels_first(array, name, input_shape) if fitting is None else fitting)
     if images.dtype != torch.uint8:
         images = images.float()
         if not torch.isfinite(images).all():
             bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
             raise MintError(
-                f"{name} has NaN or infinite values in {bad:,} of {len(images):,} images. Remove them."
+                f"{name} has NaN or infinite values in {bad:,} of {len(images):,} samples. Remove them."
             )
     if input_shape is not None and len(input_shape) == 1 and math.prod(images.shape[1:]) == input_shape[0]:
         images = images.flatten(1)
     if input_shape is not None and tuple(images.shape[1:]) != input_shape:
-        has, wants = ("x".join(map(str, shape)) for shape in (images.shape[1:], input_shape))
-        raise MintError(f"{name} has images of {has}, but the network takes {wants}. Resize the arrays.")
+        raise _misfit(name, tuple(images.shape[1:]), input_shape)
     return images
+
+
+def kind(shape: InputShape) -> str:
+    """What samples of this shape are called in a message; several inputs are images with something beside."""
+    return "images" if not is_single(shape) or len(shape) == IMAGE else "samples"
+
+
+def _misfit(name: str, has: tuple[int, ...], wants: tuple[int, ...]) -> MintError:
+    return MintError(
+        f"{name} has {kind(has)} of {describe(has)}, but the network takes {describe(wants)}. "
+        f"{'Resize' if len(has) == len(wants) == IMAGE else 'Reshape'} the arrays."
+    )
+
+
+def _fitting(array: NDArray[np.generic], input_shape: tuple[int, ...] | None) -> NDArray[np.generic] | None:
+    """The layout of the array whose samples have ``input_shape``, its own before others; None without one."""
+    for layout in (array, np.moveaxis(array, -1, 1), array[:, None]):
+        if layout.shape[1:] == input_shape:
+            return np.ascontiguousarray(layout)
+    return None
 
 
 def _channels_first(
     array: NDArray[np.generic], name: str, input_shape: tuple[int, ...] | None
 ) -> NDArray[np.generic]:
-    if array.ndim == 2:
-        return np.ascontiguousarray(array)
-    if array.ndim == 3:
+    """The layout that images have, by the numbers of axes and of channels; other samples as they are."""
+    if input_shape is not None and len(input_shape) not in (1, IMAGE):
+        raise _misfit(name, array.shape[1:], input_shape)
+    if array.ndim == IMAGE:
         return np.ascontiguousarray(array[:, None])
-    last = np.moveaxis(array, 3, 1)
-    fits = [layout for layout in (array, last) if layout.shape[1:] == input_shape]
-    if not fits:
-        fits = [layout for layout in (last, array) if layout.shape[1] in (1, 3)]
+    if array.ndim != IMAGE + 1:
+        return np.ascontiguousarray(array)
+    fits = [layout for layout in (np.moveaxis(array, 3, 1), array) if layout.shape[1] in (1, 3)]
     if not fits or (len(fits) == 2 and fits[0].shape != fits[1].shape):
+        if input_shape is not None:
+            raise _misfit(name, array.shape[1:], input_shape)
         raise MintError(
             f"{name} has shape {array.shape}: which axis is the channels? "
             "Give --input-shape, or save it as (n, C, H, W) with 1 or 3 channels."

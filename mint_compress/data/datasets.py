@@ -68,7 +68,8 @@ class ArrayDataset(ImageDataset):
     Parameters
     ----------
     images
-        (n, C, H, W) or (n, D), uint8 or float32. uint8 is divided by 255.
+        (n, C, H, W), (n, D), or with other dimensions after the channels; uint8 or float32. uint8 is
+        divided by 255.
     labels
         (n,) int64.
     rows

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mint_compress.data.arrays import as_images, as_labels, read_npz
+from mint_compress.data.arrays import IMAGE, as_images, as_labels, kind, read_npz
+from mint_compress.data.counting import size
 from mint_compress.data.datasets import (
     ArrayDataset,
     Augmented,
@@ -21,7 +22,7 @@ from mint_compress.data.datasets import (
     Source,
     image_files,
 )
-from mint_compress.data.loaders import class_count, first_shape, load_splits, size
+from mint_compress.data.loaders import class_count, first_shape, load_splits
 from mint_compress.data.splits import balanced_draw, draw_from_batches, stratified_split
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import seeded
@@ -56,20 +57,21 @@ class Data:
     Attributes
     ----------
     train, validation, test
-        Give (image, label): a float32 tensor (C, H, W), normalised, and an int. From
+        Give (image, label): a float32 tensor of ``input_shape``, normalised, and an int. From
         ``package.module:function`` they are what the function returned.
     augmented
         ``train`` with augmentation that suits it; ``train`` itself where none does.
     classes
         Number of classes.
     input_shape
-        (C, H, W) of one image, without the batch; a tuple or dict of such for several inputs.
+        (C, H, W) of one image, or the shape of another sample, without the batch; a tuple or dict of such
+        for several inputs.
     mean, std
         What was subtracted and divided by, per channel; None when the values are as they were.
     name
         The spec.
     sizes
-        Images in train, validation and test; None where a loader does not say.
+        Images that train, validation and test give in one pass; None where a loader does not say.
     description
         One line with the sizes of the splits, mean and std.
     """
@@ -126,10 +128,11 @@ def load_data(
         ``package.module:function`` returning loaders or datasets as a dict or tuple (train, val, test).
     mean, std
         Per channel, or one value for all. By default ImageNet's for three channels, MNIST's for one,
-        and nothing for arrays of floats and for loaders.
+        and nothing for arrays of floats, for samples that are no images, and for loaders.
     input_shape
         What the network takes, without the batch. Digits and folders are resized to it; arrays must
-        have it. By default (3, 32, 32) for digits, (3, 224, 224) for folders, else the data's own.
+        have it, with as many dimensions as there may be. By default (3, 32, 32) for digits,
+        (3, 224, 224) for folders, else the data's own.
     seed
         For augmentation of images fetched one by one. The splits do not depend on it.
 
@@ -211,7 +214,7 @@ def _assemble(
         kept, held_out = stratified_split(train.labels, max(1, min(5000, len(train) // 10)))
         train, validation = train.subset(kept), train.subset(held_out)
     augmented = train
-    if photographs and len(shape) == 3 and shape[0] == 3:
+    if photographs and len(shape) == IMAGE and shape[0] == 3:
         augmented = Augmented(train, padding=max(1, min(shape[1:]) // 8), seed=options.seed)
     sizes = (len(train), len(validation), len(test))
     text = _describe(options.spec, sizes, shape, classes, *stats)
@@ -226,8 +229,8 @@ def _describe(
     if mean or std:
         values = f"mean {_numbers(mean or (0.0,))}, std {_numbers(std or (1.0,))}"
     return (
-        f"{name}: {counts[0]} train, {counts[1]} validation, {counts[2]} test images of {describe(shape)} "
-        f"in {classes} classes; {values}"
+        f"{name}: {counts[0]} train, {counts[1]} validation, {counts[2]} test {kind(shape)} "
+        f"of {describe(shape)} in {classes} classes; {values}"
     )
 
 
@@ -240,7 +243,8 @@ def _from_arrays(
     photographs: bool,
 ) -> Data:
     shape = tuple(train[0].shape[1:])
-    stats = options.normalisation(shape[0] if len(shape) == 3 else 1, raw=raw)
+    # the defaults are those of images, flattened or not; a vector has no channels
+    stats = options.normalisation(shape[0] if len(shape) > 1 else 1, raw=raw or len(shape) not in (1, IMAGE))
     sets = [ArrayDataset(*split, mean=stats[0], std=stats[1]) for split in (train, test)]
     classes = int(max(train[1].max(), test[1].max())) + 1
     return _assemble(
@@ -276,9 +280,10 @@ def _npz(options: _Options) -> Data:
     arrays = read_npz(Path(options.spec))
     images = {key: as_images(arrays[key], key, options.input_shape) for key in ("x_train", "x_test")}
     if images["x_train"].shape[1:] != images["x_test"].shape[1:]:
-        has = [describe(tuple(x.shape[1:])) for x in images.values()]
+        has = [tuple(x.shape[1:]) for x in images.values()]
         raise MintError(
-            f"{options.spec}: x_train has images of {has[0]}, x_test of {has[1]}. They must agree."
+            f"{options.spec}: x_train has {kind(has[0])} of {describe(has[0])}, "
+            f"x_test {kind(has[1])} of {describe(has[1])}. They must agree."
         )
     if images["x_train"].dtype != images["x_test"].dtype:
         raise MintError(f"{options.spec}: x_train and x_test must both be uint8 or both be floats.")

@@ -191,7 +191,11 @@ BAD_ARRAYS = {
     "one-hot labels": ({"y_train": np.eye(40, 4, dtype=np.int64)}, "one integer per image"),
     "NaN": ({"x_train": np.full((40, 8, 8, 3), np.nan, np.float32)}, "NaN or infinite values in 40 of 40"),
     "int32 images": ({"x_train": np.zeros((40, 8, 8, 3), np.int32)}, "x_train is int32"),
-    "five axes": ({"x_train": np.zeros((40, 8, 8, 3, 1), np.uint8)}, "has shape (40, 8, 8, 3, 1)"),
+    "one axis": ({"x_train": np.zeros(40, np.uint8)}, "has shape (40,)"),
+    "volumes and images": (
+        {"x_train": np.zeros((40, 3, 4, 8, 8), np.uint8)},
+        "x_train has samples of 3x4x8x8, x_test images of 3x8x8. They must agree",
+    ),
     "no images": ({"x_train": np.zeros((0, 8, 8, 3), np.uint8)}, "has shape (0, 8, 8, 3)"),
     "layout": ({"x_train": np.zeros((40, 8, 8, 5), np.uint8)}, "which axis is the channels?"),
     "two shapes": ({"x_test": np.zeros((10, 9, 9, 3), np.uint8)}, "They must agree"),
@@ -216,6 +220,101 @@ def test_arrays_of_the_wrong_shape_for_the_network_name_both_shapes(npz: Callabl
     data = load_data(npz(**five), input_shape=(5, 8, 8))
     assert data.input_shape == (5, 8, 8)
     assert data.mean is None
+
+
+NO_IMAGES = ((1, 256), (6, 7), (7, 7), (28, 3), (3, 4, 8, 8), (1, 4, 6, 6), (2, 3, 4, 5, 6), (5,))
+
+
+@pytest.mark.parametrize("shape", NO_IMAGES)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_arrays_of_just_what_the_network_takes_go_as_they_are(
+    shape: tuple[int, ...], kind: type, npz: Callable[..., str]
+) -> None:
+    made = {k: v.astype(kind) for k, v in arrays(shape=shape).items() if k in ("x_train", "x_test")}
+    data = load_data(npz(**made), input_shape=shape)
+    assert data.input_shape == shape
+    assert data.augmented is data.train
+    size = "x".join(map(str, shape))
+    assert f"36 train, 4 validation, 10 test samples of {size} in 4 classes" in data.description
+    expected = torch.from_numpy(made["x_test"]).float()
+    if kind is np.uint8:
+        expected = expected / 255
+        if len(shape) == 1:  # as flattened grey images
+            expected = (expected - 0.1307) / 0.3081
+    assert (everything(data.test)[0] - expected).abs().max() < 1e-6
+    assert data.calibration(8, seed=0)[0].shape == (8, *shape)
+
+
+def test_an_exact_match_comes_before_what_is_usual_of_images(npz: Callable[..., str]) -> None:
+    """Eight channels of 8x3, not three of 8x8; and three of 3x3 whose layout could be either."""
+    data = load_data(npz(), input_shape=(8, 8, 3))
+    expected = torch.from_numpy(arrays()["x_test"]).float() / 255
+    assert torch.equal(everything(data.test)[0], expected)
+    assert (data.mean, data.augmented is data.train) == (None, True)
+    cubes = {k: arrays(shape=(3, 3, 3))[k] for k in ("x_train", "x_test")}
+    data = load_data(npz(**cubes), input_shape=(3, 3, 3), mean=[0.0], std=[1.0])
+    assert torch.equal(everything(data.test)[0], torch.from_numpy(cubes["x_test"]).float() / 255)
+    assert isinstance(data.augmented, Augmented)
+
+
+@pytest.mark.parametrize(
+    ("stored", "taken", "there"),
+    [
+        ((256,), (1, 256), lambda x: x[:, None]),
+        ((4, 6, 8), (1, 4, 6, 8), lambda x: x[:, None]),
+        ((7, 6), (6, 7), lambda x: x.swapaxes(1, 2)),
+        ((4, 6, 8, 3), (3, 4, 6, 8), lambda x: x.transpose(0, 4, 1, 2, 3)),
+        ((3, 4, 8, 8), (768,), lambda x: x.reshape(len(x), -1)),
+    ],
+)
+def test_channels_last_or_left_out_fit_in_any_number_of_dimensions(
+    stored: tuple[int, ...], taken: tuple[int, ...], there: Callable[..., np.ndarray], npz: Callable[..., str]
+) -> None:
+    made = {k: v.astype(np.float32) for k, v in arrays(shape=stored).items() if k in ("x_train", "x_test")}
+    data = load_data(npz(**made), input_shape=taken)
+    assert np.array_equal(everything(data.test)[0].numpy(), there(made["x_test"]))
+
+
+def test_without_an_input_shape_three_axes_are_grey_images_and_five_go_as_they_are(
+    npz: Callable[..., str],
+) -> None:
+    def floats(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        return {k: v.astype(np.float32) for k, v in arrays(shape=shape).items() if k in ("x_train", "x_test")}
+
+    assert load_data(npz(**floats((6, 7)))).input_shape == (1, 6, 7)
+    volumes = floats((3, 4, 8, 8))
+    data = load_data(npz(**volumes))
+    assert data.input_shape == (3, 4, 8, 8)
+    assert np.array_equal(everything(data.test)[0].numpy(), volumes["x_test"])
+
+
+def test_mean_and_std_go_by_the_first_axis_whatever_follows(npz: Callable[..., str]) -> None:
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
+    for shape in ((3, 10), (3, 2, 4, 5)):
+        made = {k: arrays(shape=shape)[k] for k in ("x_train", "x_test")}
+        data = load_data(npz(**made), input_shape=shape, mean=mean, std=std)
+        each = [torch.tensor(v).view(3, *[1] * (len(shape) - 1)) for v in (mean, std)]
+        expected = (torch.from_numpy(made["x_test"]).float() / 255 - each[0]) / each[1]
+        assert (everything(data.test)[0] - expected).abs().max() < 1e-6
+        with pytest.raises(MintError, match=r"--mean has 2 values, but .* has 3 channels"):
+            load_data(npz(**made), input_shape=shape, mean=[0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("stored", "taken", "message"),
+    [
+        ((1, 200), (1, 256), "samples of 1x200, but the network takes 1x256"),
+        ((3, 8, 8), (3, 4, 8, 8), "images of 3x8x8, but the network takes 3x4x8x8. Reshape"),
+        ((8, 8, 5), (7, 8, 8), "images of 8x8x5, but the network takes 7x8x8. Resize"),
+        ((300,), (256,), "samples of 300, but the network takes 256"),
+    ],
+)
+def test_a_misfit_is_told_in_the_shapes_as_they_were_given(
+    stored: tuple[int, ...], taken: tuple[int, ...], message: str, npz: Callable[..., str]
+) -> None:
+    made = {k: arrays(shape=stored)[k] for k in ("x_train", "x_test")}
+    with pytest.raises(MintError, match=f"x_train has {message}"):
+        load_data(npz(**made), input_shape=taken)
 
 
 @pytest.mark.parametrize(

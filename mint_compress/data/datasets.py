@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, our_own
 from mint_compress.nn.io import Inputs, of_batch, tensors
 
 if TYPE_CHECKING:
@@ -166,18 +168,29 @@ class FolderDataset(ImageDataset):
 
 
 def _converted(path: str, mode: str) -> Image.Image:
-    """An image file, read by PIL as grey (``L``) or in colour (``RGB``)."""
+    """An image file, upright as its EXIF data says, read by PIL as grey (``L``) or in colour (``RGB``)."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             kept = file.mode[0] not in "IF"
-            image = file.convert(mode) if kept else file
+            image = _upright(file).convert(mode) if kept else file
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's
         raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None
     if not kept:  # PIL would clip them to 0..255, to white
         raise MintError(f"{path} has more than 8 bits a pixel ({image.mode}). Convert it first.")
     return image
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """The image of an open file turned as its EXIF data says, if that can be read, and without a palette."""
+    from PIL import ImageOps
+
+    file.load()
+    with suppress(Exception):  # whatever PIL raises at broken EXIF data: the pixels are there
+        ImageOps.exif_transpose(file, in_place=True)
+    # the colours stay the same, and PIL has nothing to warn of; how transparent they are is left out
+    return file.convert("RGBA") if isinstance(file.info.get("transparency"), bytes) else file
 
 
 class Augmented(ImageDataset):
@@ -349,13 +362,54 @@ def batch_count(source: Source, batch_size: int) -> int:
     return -(-size // batch_size) if isinstance(source, Dataset) else size
 
 
-def image_files(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """(path, label) of every image in a folder of class folders, and the class names in order."""
+def image_files(folder: Path) -> tuple[list[tuple[str, int]], list[str], Counter[str]]:
+    """The images in a folder of class folders.
+
+    Returns
+    -------
+    files
+        (path, label) of every image that PIL reads here, sorted.
+    classes
+        The class names in order.
+    passed_over
+        How many other files there are, by the endings of their names; hidden files do not count.
+
+    Raises
+    ------
+    MintError
+        No class folders, or one without images.
+    """
     from torchvision.datasets import ImageFolder
 
+    endings = _image_endings()
+    passed_over: Counter[str] = Counter()
+
+    @our_own()
+    def is_image(path: str) -> bool:
+        ending = Path(path).suffix.lower()
+        if ending not in endings and not Path(path).name.startswith("."):
+            passed_over[ending or "no ending"] += 1
+        return ending in endings
+
     try:
-        found = ImageFolder(str(folder))
+        found = ImageFolder(str(folder), is_valid_file=is_image)
     except OSError as error:  # torchvision's, FileNotFoundError among them
         reason = " ".join(str(error).split())
-        raise MintError(f"{folder} is no folder of class folders with images: {reason}") from None
-    return found.samples, found.classes
+        others = f" Passed over: {endings_text(passed_over)}." if passed_over else ""
+        raise MintError(f"{folder} is no folder of class folders with images: {reason}{others}") from None
+    return found.samples, found.classes, passed_over
+
+
+def endings_text(passed_over: Counter[str]) -> str:
+    """For a person: ``.heic 12, .txt 1``, the most frequent endings first."""
+    return ", ".join(f"{ending} {count:,}" for ending, count in passed_over.most_common(5))
+
+
+def _image_endings() -> frozenset[str]:
+    """What torchvision takes for an image, and two kinds besides; each where PIL reads it on this machine."""
+    from PIL import Image
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    # also loads what PIL reads
+    known = Image.registered_extensions()
+    return frozenset(e for e in (*IMG_EXTENSIONS, ".gif", ".avif") if known.get(e) in Image.OPEN)

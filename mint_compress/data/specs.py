@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mint_compress.data.datasets import (
     FolderDataset,
     ImageDataset,
     Source,
+    endings_text,
     image_files,
 )
 from mint_compress.data.loaders import class_count, first_shape, load_splits
@@ -73,7 +75,7 @@ class Data:
     sizes
         Images that train, validation and test give in one pass; None where a loader does not say.
     description
-        One line with the sizes of the splits, mean and std.
+        One line with the sizes of the splits, mean and std, and how many files are no images.
     """
 
     train: Source
@@ -335,8 +337,10 @@ def _folders(options: _Options) -> Data:
     stats = options.normalisation(shape[0], raw=False)
     sets: dict[str, ImageDataset] = {}
     names: list[str] = []
+    passed_over: Counter[str] = Counter()
     for part, folder in found.items():
-        files, classes = image_files(folder)
+        files, classes, others = image_files(folder)
+        passed_over += others
         if names and classes != names:
             odd = ", ".join(sorted(set(classes) ^ set(names))[:5])
             raise MintError(f"{folder} and {root / 'train'} have different class folders: {odd}.")
@@ -344,7 +348,7 @@ def _folders(options: _Options) -> Data:
         sets[part] = FolderDataset(files, shape=shape, mean=stats[0], std=stats[1])
     # without test/, val/ is the test split
     test, validation = (sets["test"], sets.get("val")) if "test" in sets else (sets["val"], None)
-    return _assemble(
+    data = _assemble(
         options,
         sets["train"],
         validation,
@@ -354,6 +358,10 @@ def _folders(options: _Options) -> Data:
         stats=stats,
         photographs=True,
     )
+    if not passed_over:
+        return data
+    said = f"{passed_over.total():,} files passed over ({endings_text(passed_over)})"
+    return replace(data, description=f"{data.description}; {said}")
 
 
 def _foreign(options: _Options) -> Data:

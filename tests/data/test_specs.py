@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, features
 from torch.utils.data import DataLoader
 
 from mint_compress.data.datasets import ArrayDataset, Augmented, FolderDataset, ImageDataset, batches
@@ -473,6 +473,83 @@ def test_bad_folders_say_what_is_wrong(tmp_path: Path) -> None:
         image.unlink()
     with pytest.raises(MintError, match="no folder of class folders with images"):
         load_data(str(tmp_path))
+
+
+def saved(root: Path, name: str, image: Image.Image, **options: object) -> Path:
+    """The image in each of two classes of two parts."""
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            (root / part / label).mkdir(parents=True, exist_ok=True)
+            image.save(root / part / label / name, **options)
+    return root
+
+
+def pixels(root: Path, size: tuple[int, int] = (8, 8)) -> torch.Tensor:
+    data = load_data(str(root), input_shape=(3, *size), mean=[0.0], std=[1.0])
+    return torch.cat([everything(data.train)[0], everything(data.validation)[0]])
+
+
+def test_gif_and_avif_are_images(tmp_path: Path) -> None:
+    saved(tmp_path, "one.gif", Image.new("RGB", (8, 8), (200, 40, 0)))
+    saved(
+        tmp_path, "two.GIF", Image.new("P", (8, 8)), save_all=True, append_images=[Image.new("P", (8, 8), 1)]
+    )
+    count = 2
+    if features.check("avif"):
+        saved(tmp_path, "three.avif", Image.new("RGB", (8, 8), (200, 40, 0)))
+        count = 3
+    data = load_data(str(tmp_path), input_shape=(3, 8, 8))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [2 * count - 1, 1, 2 * count]
+    assert "passed over" not in data.description
+    values = pixels(tmp_path).mean((2, 3)).tolist()
+    assert sum(v == pytest.approx([200 / 255, 40 / 255, 0], abs=0.02) for v in values) == 2 * (count - 1)
+    assert sum(v == [0, 0, 0] for v in values) == 2  # the first of its frames
+
+
+def test_files_that_are_no_images_are_counted_by_their_endings(tmp_path: Path) -> None:
+    folder(tmp_path, "train", "test", per_class=4)
+    for place in ("train/cat/a.heic", "train/cat/b.HEIC", "test/dog/c.heic", "train/eel/README"):
+        (tmp_path / place).write_bytes(b"")
+    for place in ("train/cat/.DS_Store", "train/notes.txt"):  # hidden, and in no class folder
+        (tmp_path / place).write_bytes(b"")
+    data = load_data(str(tmp_path), input_shape=(3, 16, 16))
+    assert data.description.endswith("; 4 files passed over (.heic 3, no ending 1)")
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [11, 1, 12]
+    for image in (tmp_path / "train" / "cat").glob("*.png"):
+        image.unlink()
+    with pytest.raises(MintError, match=r"no valid file for the classes cat\. Passed over: \.heic 2"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+    upright = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    # EXIF 2.32, 4.6.4: what the rows and the columns of the stored image are in the upright one
+    as_stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.swapaxes(0, 1), 6: upright.swapaxes(0, 1)[::-1],
+        7: upright.swapaxes(0, 1)[::-1, ::-1], 8: upright.swapaxes(0, 1)[:, ::-1],
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    saved(tmp_path, "one.png", Image.fromarray(np.ascontiguousarray(as_stored)), exif=exif)
+    expected = torch.from_numpy(upright).permute(2, 0, 1) / 255
+    assert all(torch.equal(image, expected) for image in pixels(tmp_path, (6, 4)))
+
+
+def test_broken_exif_data_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+    saved(tmp_path, "one.png", Image.new("RGB", (8, 8), (0, 0, 255)), exif=b"Exif\0\0II*\0no directory")
+    assert torch.equal(pixels(tmp_path).mean((0, 2, 3)), torch.tensor([0.0, 0.0, 1.0]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_palettes_with_transparent_colours_give_the_colours_without_a_warning(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    saved(tmp_path, "one.png", image, transparency=bytes([0, 128]))
+    expected = torch.tensor([40, 50, 60]) / 255
+    assert torch.equal(pixels(tmp_path).amax((0, 2, 3)), expected)
+    assert torch.equal(pixels(tmp_path).amin((0, 2, 3)), expected)
 
 
 # ---- without data

@@ -39,6 +39,7 @@ from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import accuracy, chance_warning
 from mint_compress.training.finetuning import finetune_
+from mint_compress.training.first_look import check_labels
 
 BATCH = 64
 
@@ -162,7 +163,7 @@ def _opened(
     settings: Settings,
     progress: Progress | None,
 ) -> _Run:
-    """The network and the data read, and the channel groups found."""
+    """The network and the data read, held against each other, and the channel groups found."""
     device = resolve_device(settings.compute.device)
     tell = progress or (lambda *_: None)
     tell("read the model", 0, 1)
@@ -173,6 +174,8 @@ def _opened(
     remember_builder(original, builder_of(original), shape if is_single(shape) else None)
     notes += (data.description if data else f"no data: {describe(shape)} noise images, no accuracy",)
     example = one_sample(data, shape, seed=settings.compute.seed)
+    if data is not None:
+        notes += check_labels(original, data.splits, device)
     layers = settings.layers
     with by_position(original, example) as inputs:
         groups = find_groups(

@@ -23,6 +23,7 @@ from torch.utils.data import (
 
 from mint_compress.data.counting import class_names, size
 from mint_compress.data.datasets import Source, batches
+from mint_compress.data.label_maps import class_numbers, with_class
 from mint_compress.data.splits import SPLIT_SEED
 from mint_compress.errors import ForeignError, MintError
 from mint_compress.nn.io import Inputs, InputShape, describe, shape_of, tensors
@@ -156,6 +157,8 @@ def class_count(source: Source) -> int:
     The labels are gone through once where there are no names, or where a wrapper of the user's, which may
     change the labels, stands around the dataset with the names.
 
+    Pixels of label maps that are 255 or -100 belong to none.
+
     Raises
     ------
     MintError
@@ -164,11 +167,16 @@ def class_count(source: Source) -> int:
     count, certain = class_names(source)
     seen = torch.arange(count)
     if not certain:
-        seen = torch.unique(torch.cat([seen, *(torch.unique(y) for _, y in batches(source, 256))]))
+        seen = torch.unique(torch.cat([seen, *(_classes_in(labels) for _, labels in batches(source, 256))]))
         count = int(seen[-1]) + 1 if len(seen) else 0
     if len(seen) < 2:
         raise MintError("The loaders give one class only. Two or more are needed.")
     return count
+
+
+def _classes_in(labels: Tensor) -> Tensor:
+    numbers = class_numbers(labels)
+    return torch.unique(numbers[with_class(numbers)])
 
 
 def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) -> InputShape:
@@ -192,7 +200,7 @@ def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) 
         raise MintError(f"{spec}: the loader gives {kinds} images. Give normalised float32 tensors.")
     if not all(torch.isfinite(x).all() for x in every):
         raise MintError(f"{spec}: the loader gives images with NaN or infinite values. Remove them.")
-    if labels.is_floating_point() or labels.dtype == torch.bool or bool((labels < 0).any()):
+    if labels.is_floating_point() or labels.dtype == torch.bool or bool((_classes_in(labels) < 0).any()):
         raise MintError(f"{spec}: the loader gives {labels.dtype} labels. Labels are integers from 0.")
     shape = shape_of(images)
     if input_shape is not None and shape != input_shape:

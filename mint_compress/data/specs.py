@@ -90,6 +90,15 @@ class Data:
     sizes: tuple[int | None, ...]
     description: str
 
+    @property
+    def splits(self) -> dict[str, Source]:
+        """Train, validation and test, by their names in messages."""
+        return {
+            "the training data": self.train,
+            "the validation data": self.validation,
+            "the test data": self.test,
+        }
+
     def calibration(self, count: int, *, seed: int) -> tuple[Inputs, Tensor]:
         """Draw ``count`` training images without replacement, as many of each class as possible.
 

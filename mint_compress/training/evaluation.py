@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mint_compress.data.datasets import Source, batch_count, batches
+from mint_compress.data.label_maps import with_class
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import first_tensor, run, to
 from mint_compress.progress import Progress
+from mint_compress.training.targets import class_logits, fitted
 
 
 def accuracy(
@@ -29,10 +31,11 @@ def accuracy(
     ----------
     model
         Gives logits (n, classes), or (n, classes, H, W) for labels (n, H, W); of a dict or tuple the
-        first tensor counts. Run in eval mode without gradients; afterwards its mode and device are
-        what they were.
+        first tensor counts. One logit, (n, 1) or (n,), says by its sign whether the label is 1 or 0.
+        Run in eval mode without gradients; afterwards its mode and device are what they were.
     dataset
-        Gives (image, label), or is a loader of (images, labels).
+        Gives (image, label), or is a loader of (images, labels). Pixels of label maps that are 255 or -100
+        have no class and do not count.
     device
         Where to compute: auto, cpu, cuda.
     batch_size
@@ -43,39 +46,30 @@ def accuracy(
     Raises
     ------
     MintError
-        An empty dataset, a label that the network has no output for, or no logits.
+        An empty dataset, no logits, or labels that do not fit them: see
+        :func:`mint_compress.training.targets.fitted`.
     """
     where = resolve_device(device)
     total = 0
     if progress:
         with suppress(MintError):  # a stream without a length can be measured as well
             total = batch_count(dataset, batch_size)
-    seen = 0
+    seen = labelled = 0
     right = torch.zeros((), dtype=torch.int64, device=where)
     with evaluating(model), placed(model, where), torch.inference_mode():
         for done, (images, labels) in enumerate(batches(dataset, batch_size), start=1):
-            logits = first_tensor(run(model, to(images, where)))
-            _check_logits(logits, labels)
-            right += (logits.argmax(1) == labels.to(where)).sum()
-            seen += labels.numel()
+            outputs = first_tensor(run(model, to(images, where)))
+            numbers = fitted(labels, outputs)
+            right += (class_logits(outputs).argmax(1) == numbers.to(where)).sum()
+            labelled += int(with_class(numbers).sum())
+            seen += len(labels)
             if progress:
                 progress("accuracy", done, total)
     if not seen:
         raise MintError("The dataset to measure accuracy on is empty. Give more images.")
-    return int(right) / seen
-
-
-def _check_logits(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim < 2 or logits.shape[0] != labels.shape[0] or logits.shape[2:] != labels.shape[1:]:
-        raise MintError(
-            f"The network's output {tuple(logits.shape)} does not fit labels {tuple(labels.shape)}. "
-            "It must give one logit per class and label."
-        )
-    if int(labels.max()) >= logits.shape[1]:
-        raise MintError(
-            f"The data has the label {int(labels.max())}, but the network has {logits.shape[1]} outputs. "
-            "Labels are integers from 0."
-        )
+    if not labelled:
+        raise MintError("No pixel to measure accuracy on has a class: all are 255 or -100. Check the labels.")
+    return int(right) / labelled
 
 
 def chance_warning(accuracy: float, classes: int) -> str | None:

@@ -23,6 +23,7 @@ from mint_compress.settings import Compute
 from mint_compress.training.acceleration import accelerated
 from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import accuracy
+from mint_compress.training.first_look import check_labels
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.resuming import Resumable
 from mint_compress.training.schedule import one_cycle
@@ -59,11 +60,13 @@ def finetune_(
     Parameters
     ----------
     model
-        Gives logits (n, classes). Ends in eval mode, on the device and with the requires_grad flags it
-        came with, without gradients.
+        Gives logits (n, classes), or (n, classes, H, W) for label maps, or one logit that tells label 1
+        from label 0. Ends in eval mode, on the device and with the requires_grad flags it came with,
+        without gradients.
     train
         A dataset of (image, label), shuffled anew in every epoch, or a DataLoader, whose own order and
-        batch size hold.
+        batch size hold. Labels are integers from 0; pixels of label maps (n, H, W) that are 255 or -100
+        are ignored.
     teacher
         The loss becomes ``distill_weight`` of the divergence from its softened outputs and the rest
         cross-entropy. Left as it was.
@@ -88,7 +91,8 @@ def finetune_(
     ------
     MintError
         Settings out of range, fewer than two images, a loss that is not finite, a checkpoint of
-        something else.
+        something else; labels that do not fit the outputs, before the first step, and with the network
+        as it was, unless they are hidden in a later batch of a loader.
     """
     hyperparameters = replace(hyperparameters, **numbers)
     if teacher is None:
@@ -101,6 +105,7 @@ def finetune_(
         if where.type == "cuda":
             stack.enter_context(torch.cuda.device(where))
         accelerator = stack.enter_context(accelerated(where))
+        check_labels(model, _named(train, validation), accelerator.device)
         stack.enter_context(seeded(hyperparameters.seed, accelerator.device))
         stack.enter_context(trainable(model, accelerator.device))
         if teacher is not None:
@@ -108,6 +113,11 @@ def finetune_(
             stack.enter_context(placed(teacher, accelerator.device))
         resume = None if checkpoint is None else Path(checkpoint)
         return _Run(accelerator, model, teacher, hyperparameters, progress).train(train, validation, resume)
+
+
+def _named(train: Source, validation: Source | None) -> dict[str, Source]:
+    held_out = {} if validation is None else {"the validation data": validation}
+    return {"the training data": train, **held_out}
 
 
 class _Run:

@@ -17,6 +17,7 @@ from mint_compress.training.distillation import distillation_loss
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.training.optimizer import sgd
+from mint_compress.training.targets import class_logits, fitted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +62,7 @@ class Updates:
     def update(self, images: Inputs, labels: Tensor, lr: float) -> Tensor:
         """Learn from one batch at this learning rate; return its loss, a scalar on the device."""
         device = self.accelerator.device
-        images, labels = self._laid_out(to(images, device)), labels.to(device)
+        images = self._laid_out(to(images, device))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
@@ -92,11 +93,12 @@ class Updates:
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = first_tensor(run(self.teacher, images))
-            logits = first_tensor(run(self.forward, images))
+            outputs = first_tensor(run(self.forward, images))
+        numbers = fitted(labels, outputs)
         return distillation_loss(
-            logits,
-            labels,
-            taught,
+            class_logits(outputs),
+            numbers.to(outputs.device),
+            None if taught is None else class_logits(taught),
             smoothing=self.hyperparameters.label_smoothing,
             temperature=self.hyperparameters.temperature,
             weight=self.hyperparameters.distill_weight,

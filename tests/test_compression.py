@@ -14,7 +14,7 @@ import pytest
 import torch
 from networks import Chain, Mixer, Residual, build, images
 from torch import nn
-from toydata import CLASSES, arrays, task
+from toydata import CLASSES, SHAPE, arrays, task
 
 from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
 from mint_compress.compression import _little_computed, _unrepaired
@@ -252,7 +252,7 @@ def test_a_plan_is_applied_as_object_and_as_file(chain: nn.Module, tmp_path: Pat
         for name, tensor in small.state_dict().items():
             assert torch.equal(tensor, direct.state_dict()[name]), name
     with pytest.raises(MintError, match="made for another network"):
-        compress(build("residual"), arrays(), plan=plan, **options)
+        compress(build("residual"), input_shape=SHAPE, plan=plan, **options)
 
 
 def test_ignored_groups_and_heads_are_listed(chain: nn.Module) -> None:

@@ -176,7 +176,8 @@ def class_count(source: Source) -> int:
 
 def _classes_in(labels: Tensor) -> Tensor:
     numbers = class_numbers(labels)
-    return torch.unique(numbers[with_class(numbers)])
+    classes: Tensor = torch.unique(numbers[with_class(numbers)])
+    return classes
 
 
 def first_shape(spec: str, source: Source, input_shape: tuple[int, ...] | None) -> InputShape:

@@ -190,7 +190,8 @@ def _open_model(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     if isinstance(model, nn.Module):
         return bare_copy(model)
-    loaded = load_model(model, arch=settings.model.arch, trust=settings.model.trust)
+    asked = settings.model
+    loaded = load_model(model, arch=asked.arch, trust=asked.trust, weights=asked.weights)
     return loaded.module, loaded.notes
 
 

@@ -167,7 +167,8 @@ def inspect_model(
         module, name = model, type(model).__name__
     else:
         tell("read the model", 0, 1)
-        loaded = load_model(model, arch=settings.model.arch, trust=settings.model.trust)
+        asked = settings.model
+        loaded = load_model(model, arch=asked.arch, trust=asked.trust, weights=asked.weights)
         module, notes, name = loaded.module, loaded.notes, str(model)
         tell("read the model", 1, 1)
     shape = settings.model.input_shape or input_shape_of(module)

@@ -106,6 +106,10 @@ class Model(Group):
         None, "Zoo or torchvision name, timm:NAME or package.module:callable.", metavar="NAME",
         default_text="from the file",
     )  # fmt: skip
+    weights: str | None = option(
+        None, "Which weights of a file that holds several, as in ema: their name, or a part of it.",
+        metavar="NAME", default_text="the first that are no average of others",
+    )  # fmt: skip
     input_shape: tuple[int, ...] | None = option(
         None, "Without the batch; for files that leave it open.", metavar="3,32,32", kind=int,
         several="commas", rule=SHAPE, remedy="For example 3,32,32.",

@@ -21,6 +21,7 @@ from mint_compress.exporting.protocol import ExportResult, on_cpu
 from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import one_line
 from mint_exporters.onnx_attention import FourDimensional
+from mint_exporters.onnx_outputs import name_outputs_, output_names
 from mint_exporters.onnx_session import OnnxSession
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class OnnxExporter:
         """Write ``model`` to ``path``, checked, and replace what was there only when all is done.
 
         The file's inputs are called after the keys of a dict, or x0, x1 ... where there are several
-        without names; a single one keeps the name it has in ``forward``.
+        without names; a single one keeps the name it has in ``forward``. Its outputs are called as in the
+        dict that the network returns, see :func:`mint_exporters.onnx_outputs.output_names`.
 
         Weights above `LARGEST_SINGLE_FILE` go to ``NAME.onnx.data`` beside it; a note says so.
 
@@ -117,6 +119,8 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
         weights = _weights(program.model)
         with _exporting(model):
             _optimize_(program.model, {n for n, p in network.named_parameters() if p.ndim > 1})
+        assert program.exported_program is not None
+        name_outputs_(program.model, output_names(program.exported_program))
     return program.model, weights
 
 

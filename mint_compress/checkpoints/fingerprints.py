@@ -91,6 +91,12 @@ def candidates(shapes: Shapes) -> list[str]:
     return sorted((n for n, (body, _) in family["builders"].items() if body == wanted), key=tier)
 
 
+def closeness(keys: Iterable[str]) -> float:
+    """Estimated share of names that these have in common with the builder that resembles them most."""
+    own = sketch(keys)
+    return max(similarity(own, _decode(family["sketch"])) for family in _table()["families"].values())
+
+
 def nearest(shapes: Shapes, stem: str) -> str:
     """The builder whose names resemble these most; among equals the one that ``stem`` mentions."""
     families = _table()["families"]

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mint_compress.checkpoints import fingerprints
 from mint_compress.checkpoints.builders import Builder
 from mint_compress.checkpoints.building import accepts_classes, build, outline, shapes_of
+from mint_compress.checkpoints.prefixes import Choice, Part, chosen, parts
+from mint_compress.checkpoints.reading import Checkpoint
 from mint_compress.checkpoints.registry import TIERS, is_known, resolve, with_tier
+from mint_compress.checkpoints.training_keys import is_training
+from mint_compress.checkpoints.wrappings import listed, matching, no_such_set
 from mint_compress.errors import MintError, shown
 from mint_compress.surgery.layer_sizes import set_tensors_
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def filled(
-    tensors: Mapping[str, Tensor], recorded: str | None, arch: str | None, path: Path
-) -> tuple[nn.Module, Builder, str]:
-    """The architecture with these weights in it, and how it was found.
+@dataclass(frozen=True)
+class Filled:
+    """An architecture with weights in it; ``notes`` say in a line each how it was found."""
+
+    module: nn.Module
+    builder: Builder
+    notes: tuple[str, ...]
+
+
+def filled(checkpoint: Checkpoint, arch: str | None, path: Path) -> Filled:
+    """The architecture with the weights of a checkpoint in it.
+
+    The network may lie below any prefix of the file's keys, and other keys beside it.
 
     Parameters
     ----------
-    tensors
-        A state_dict.
-    recorded
-        The architecture's name in the file, which may be wrong.
+    checkpoint
+        With tensors, and perhaps the architecture's name in the file, which may be wrong.
     arch
         What the user asks for instead.
     path
@@ -38,23 +49,89 @@ def filled(
     Raises
     ------
     MintError
-        None fits, or several, or not the one that is asked for.
+        None fits, or several, or not the one that is asked for; or what fits is one part of a larger
+        network; or nothing that fits is called as asked.
     """
-    shapes = {k: tuple(t.shape) for k, t in tensors.items()}
+    tensors = checkpoint.tensors or {}
+    everything = {k: tuple(t.shape) for k, t in tensors.items()}
     module = None
     if arch is not None:
         name, how = resolve(arch), "as asked"
-        if name.partition(":")[0] in TIERS:
+        known = name.partition(":")[0] in TIERS
+        default = None if known else build(Builder(name))
+        own = outline(name, {}) if default is None else shapes_of(default)
+        choice = _for_builder(own, checkpoint, path)
+        shapes = choice.part.shapes(everything)
+        if default is None:
             builder, difference = fitted(name, shapes)
         else:
-            module, builder, difference = _called(name, shapes)
+            module, builder, difference = _called(name, default, shapes)
         if difference:
             raise MintError(f"{path} does not fit --arch {arch}: {difference}.")
     else:
-        builder, how = _identified(shapes, recorded, path)
+        choice = _for_any_builder(everything, checkpoint, path)
+        builder, how = _identified(choice.part.shapes(everything), checkpoint.arch, path)
+        if checkpoint.unmet is None:
+            _check_further(choice, everything, builder, path)
     module = build(builder) if module is None else module
-    set_tensors_(module, tensors, {})
-    return module, builder, how
+    set_tensors_(module, {name: tensors[key] for name, key in choice.part.keys.items()}, {})
+    notes = choice.notes(asked=checkpoint.unmet is not None)
+    return Filled(module, builder, (*notes, f"architecture {builder.name}, {how}"))
+
+
+def _for_builder(own: Shapes, checkpoint: Checkpoint, path: Path) -> Choice:
+    """The part of the file that has all keys of an architecture, or else the most of them."""
+    found = parts(checkpoint.tensors or {})
+    needed = set(fingerprints.essential(own))
+    fits = {part.prefix: part for part in found if needed <= part.keys.keys()}
+    if not fits and checkpoint.unmet is None:
+        likeliest = max(found, key=lambda part: len(needed & part.keys.keys()))
+        fits = {likeliest.prefix: likeliest}
+    return _among(list(fits.values()), checkpoint, path)
+
+
+def _for_any_builder(everything: Shapes, checkpoint: Checkpoint, path: Path) -> Choice:
+    """The part of the file that is a known architecture, or else resembles one the most."""
+    found = parts(everything)
+    if checkpoint.arch and checkpoint.unmet is None and (named := with_tier(checkpoint.arch)):
+        # what a file says about itself may be wrong, or a name that others use too
+        with suppress(MintError):
+            choice = _for_builder(outline(named, {}), checkpoint, path)
+            if not fitted(named, choice.part.shapes(everything))[1]:
+                return choice
+    fits = [part for part in found if fingerprints.candidates(part.shapes(everything))]
+    if not fits and checkpoint.unmet is None:
+        large = [part for part in found if 2 * len(part.keys) >= len(everything)]
+        fits = [max(large, key=lambda part: fingerprints.closeness(part.keys)) if large[1:] else large[0]]
+    return _among(fits, checkpoint, path)
+
+
+def _among(fits: list[Part], checkpoint: Checkpoint, path: Path) -> Choice:
+    """The part that was asked for, or the one to be taken by default."""
+    only = None
+    if checkpoint.unmet is not None:
+        names = sorted({part.name for part in fits} - {""})
+        only = matching(checkpoint.unmet, names)
+        if len(only) != 1:
+            raise no_such_set(path, checkpoint.unmet, only or (*checkpoint.sets, *names))
+    return chosen(fits, checkpoint.tensors or {}, only)
+
+
+def _check_further(choice: Choice, shapes: Shapes, builder: Builder, path: Path) -> None:
+    """Refuse to take a part of a network for the whole, unless the user says so."""
+    layers = [key for key in choice.further if not is_training(key) and _is_of_layer(key, shapes[key])]
+    if layers:
+        raise MintError(
+            f"{path} has {builder.name} under {shown(choice.part.prefix)} and further layers beside it: "
+            f"{listed(layers)}. Give --arch {builder.name} for that part alone, or --arch "
+            "package.module:callable for the whole network."
+        )
+
+
+def _is_of_layer(key: str, shape: tuple[int, ...]) -> bool:
+    # class weights, counters, and the mean of images, of 1 x 3 x 1 x 1, belong to no layer
+    named = key.rpartition(".")[2] == "weight" and len(shape) > 1
+    return named or sum(length > 1 for length in shape) > 1
 
 
 def _identified(shapes: Shapes, recorded: str | None, path: Path) -> tuple[Builder, str]:
@@ -104,10 +181,9 @@ def fitted(name: str, shapes: Shapes) -> tuple[Builder, str | None]:
     return Builder(name, kwargs), _difference(own, shapes)
 
 
-def _called(name: str, shapes: Shapes) -> tuple[nn.Module, Builder, str | None]:
-    """The same for a callable of the user's, which is called for real, twice at most."""
+def _called(name: str, module: nn.Module, shapes: Shapes) -> tuple[nn.Module, Builder, str | None]:
+    """The same for a callable of the user's and what it makes by default; it may be called once more."""
     builder = Builder(name)
-    module = build(builder)
     classes = _classes(shapes_of(module), shapes)
     if classes is not None and accepts_classes(name):
         builder = Builder(name, {"num_classes": classes})

@@ -7,6 +7,7 @@ import sys
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterable
 from enum import EnumType
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ LAYER_PACKAGES = (
     "mint_compress.zoo",
     "mint_compress.nn.input_selection",
 )
+
+MOST_SAID = 6
 
 RENAMED = {"mint_compress.selection": "mint_compress.nn.input_selection"}
 """Modules of this package under the names that older files have for them."""
@@ -53,10 +56,9 @@ def layer_classes(names: Iterable[str], path: Path, trust: tuple[str, ...]) -> l
     wanted = {name: _current(name) for name in sorted(names)}
     known = {PARTIAL, *ACTIVATIONS, *ENUMERATIONS}
     # before anything is imported for the sake of the file
-    for name in wanted.values():
-        module, _, leaf = name.rpartition(".")
-        if name not in known and not inside(module, packages):
-            raise _wants_code(path, module, leaf)
+    outside = [n for n in wanted.values() if n not in known and not inside(n.rpartition(".")[0], packages)]
+    if outside:
+        raise _wants_code(path, outside)
     return [(_found(current, path, packages, trust), name) for name, current in wanted.items()]
 
 
@@ -96,15 +98,46 @@ def _imported(module: str, leaf: str, path: Path) -> Any:
         raise MintError(f"{path} needs {needs}: {first_line(error)}. Install what defines it.") from None
 
 
-def _wants_code(path: Path, module: str, leaf: str) -> MintError:
-    module = shown(IMPORT_MAPPING.get(module, module))
-    name = shown(f"{module}.{leaf}")
+def _wants_code(path: Path, names: list[str]) -> MintError:
+    """The error for classes and functions that lie where none may be had; what no trust helps comes first."""
     alone = f"save the weights alone, {SAVE_WEIGHTS}, and give --arch"
-    if module.split(".")[0] in {*sys.stdlib_module_names, "torch"}:
-        return MintError(f"{path} asks to run {name}, so it was not read. If it is your own file, {alone}.")
-    if module == "__main__":
-        return MintError(f"{path} needs {name}, a class of the script that wrote it. There, {alone}.")
+    modules = {name: _written(name).rpartition(".")[0] for name in names}
+    for name, module in modules.items():
+        said = shown(_written(name))
+        if module.split(".")[0] in {*sys.stdlib_module_names, "torch"}:
+            return MintError(
+                f"{path} asks to run {said}, so it was not read. If it is your own file, {alone}."
+            )
+        if module == "__main__":
+            return MintError(f"{path} needs {said}, a class of the script that wrote it. There, {alone}.")
+    trusted = _packages(modules.values())
+    said = " ".join(f"--trust {shown(package)}" for package in trusted[:MOST_SAID])
+    if len(trusted) > MOST_SAID:
+        said += f" and {len(trusted) - MOST_SAID} more"
+    first, modules_needed = shown(_written(names[0])), len(set(modules.values()))
+    if modules_needed == 1:
+        needs, what = f"{first}, a class that is not PyTorch's", "that module, which runs its code"
+        layers = "its layer classes"
+    else:
+        needs = f"{first} and other classes that are not PyTorch's, of {modules_needed} modules"
+        what, layers = "these, which runs their code", "their layer classes"
     return MintError(
-        f"{path} needs {name}, a class that is not PyTorch's. Only if you made this file: --trust {module} "
-        f"imports that module, which runs its code, and lets its layer classes be built. Otherwise {alone}."
+        f"{path} needs {needs}. Only if you made this file: {said} imports {what}, and lets {layers} be "
+        f"built. Otherwise {alone}."
     )
+
+
+def _written(name: str) -> str:
+    """A class or function under the name that Python 3 has for its module."""
+    module, _, leaf = name.rpartition(".")
+    return f"{IMPORT_MAPPING.get(module, module)}.{leaf}"
+
+
+def _packages(modules: Iterable[str]) -> list[str]:
+    """The smallest package around those of the modules that lie in the same one, for each of these."""
+    roots: dict[str, list[str]] = {}
+    for module in modules:
+        pieces = module.split(".")
+        shared = zip(roots.setdefault(pieces[0], pieces), pieces, strict=False)
+        roots[pieces[0]] = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], shared)]
+    return [".".join(pieces) for pieces in roots.values()]

@@ -39,7 +39,11 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | os.PathLike[str], *, arch: str | None = None, trust: Iterable[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    trust: Iterable[str] = (),
+    weights: str | None = None,
 ) -> LoadedModel:
     """Read a checkpoint and put its weights into the architecture they belong to.
 
@@ -53,6 +57,9 @@ def load_model(
         alone, in the order zoo, torchvision, timm; the file's name breaks ties.
     trust
         Modules that may be imported because the file names them.
+    weights
+        Which set of weights to take where the file holds several: its name, such as ``state_dict_ema``
+        or the prefix ``model_ema`` of its keys, or a part of it, such as ``ema``.
 
     Returns
     -------
@@ -62,10 +69,10 @@ def load_model(
     Raises
     ------
     MintError
-        The file cannot be read, or fits no architecture, or several.
+        The file cannot be read, or fits no architecture, or several, or has no such set of weights.
     """
     file, trusted = Path(path), tuple(trust)
-    checkpoint = read_checkpoint(file, trust=trusted)
+    checkpoint = read_checkpoint(file, trust=trusted, weights=weights)
     plan = None
     notes = checkpoint.notes
     if checkpoint.header is not None:
@@ -83,10 +90,10 @@ def load_model(
         if arch is not None:
             notes += (f"--arch {arch} was not needed",)
     else:
-        assert checkpoint.tensors is not None
-        module, builder, how = filled(checkpoint.tensors, checkpoint.arch, arch, file)
+        found = filled(checkpoint, arch, file)
+        module, builder = found.module, found.builder
         shape = fingerprints.input_shape(builder.name)
-        notes += (f"architecture {builder.name}, {how}",)
+        notes += found.notes
         if builder.name in TRANSFORMS_INPUT:
             notes += (
                 "built with transform_input=False, but torchvision's own weights need True: "

@@ -6,20 +6,16 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from mint_compress.checkpoints.damage import SAVE_WEIGHTS, damaged
 from mint_compress.checkpoints.file_kinds import file_kind, regular_file
 from mint_compress.checkpoints.headers import Header
 from mint_compress.checkpoints.safe_load import unpickle
 from mint_compress.checkpoints.safetensors_files import read_safetensors
 from mint_compress.checkpoints.tensors import as_float32, check_finite, check_storage
 from mint_compress.checkpoints.whole_modules import checked_module
-from mint_compress.errors import MintError, shown
-
-WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+from mint_compress.checkpoints.wrappings import Unwrapped, no_such_set, unwrapped
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,8 @@ class Checkpoint:
     """What a file holds: ``tensors`` (a state_dict, floats as float32) or a whole ``module``, never both.
 
     ``arch`` is the architecture's name where the file records one, ``header`` what
-    :func:`mint_compress.checkpoints.saving.save` noted.
+    :func:`mint_compress.checkpoints.saving.save` noted. ``unmet`` is the name of a set of weights that was
+    asked for and is none of the file's ``sets``: it may be one within the keys of ``tensors``.
     """
 
     tensors: dict[str, Tensor] | None
@@ -35,9 +32,13 @@ class Checkpoint:
     arch: str | None = None
     header: Header | None = None
     notes: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    unmet: str | None = None
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, trust: Iterable[str] = (), weights: str | None = None
+) -> Checkpoint:
     """Read the weights in a file; nothing in it is executed.
 
     Parameters
@@ -47,6 +48,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) 
         one, or of a whole module; or safetensors.
     trust
         Names of modules that may be imported, so that pickled layers of their classes can be built.
+    weights
+        Which set of weights to take where the file holds several: its name, or a part of it.
 
     Returns
     -------
@@ -56,86 +59,25 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust: Iterable[str] = ()) 
     Raises
     ------
     MintError
-        The file is missing, damaged, of another kind, asks for code, or holds NaN or infinity.
+        The file is missing, damaged, of another kind, asks for code, holds NaN or infinity, or has no
+        such set of weights.
     """
     file = regular_file(Path(path))
-    weights: nn.Module | dict[str, Tensor]
-    header, arch = None, None
     if file_kind(file) == "safetensors":
-        weights, header = read_safetensors(file)
+        tensors, header = read_safetensors(file)
+        found = Unwrapped(tensors, unmet=weights)
     else:
-        weights, arch = _unwrapped(unpickle(file, trust=trust), file)
-    if isinstance(weights, nn.Module):
-        return Checkpoint(None, checked_module(weights, file), arch)
-    check_storage(weights, file)
-    tensors, notes = as_float32(weights)
+        found, header = unwrapped(unpickle(file, trust=trust), file, weights), None
+    if found.unmet is not None and (header is not None or isinstance(found.weights, nn.Module)):
+        raise no_such_set(file, found.unmet, found.sets)
+    if isinstance(found.weights, nn.Module):
+        return Checkpoint(None, checked_module(found.weights, file), found.arch, notes=found.notes)
+    check_storage(found.weights, file)
+    tensors, notes = as_float32(found.weights)
     check_finite(tensors, file)
-    return Checkpoint(tensors if header else _without_prefixes(tensors), None, arch, header, notes)
-
-
-def _unwrapped(found: Any, path: Path) -> tuple[nn.Module | dict[str, Tensor], str | None]:
-    """The module or state_dict in what was unpickled, and the architecture's name beside it."""
-    arch = None
-    # as deep as {"model": {"state_dict": ...}} and once more
-    for _ in range(3):
-        if isinstance(found, nn.Module):
-            return _without_parallel(found, path), arch
-        if not isinstance(found, dict):
-            raise MintError(f"{path} holds a {type(found).__name__}, not weights. Save them: {SAVE_WEIGHTS}")
-        found = _items(found)
-        if isinstance(found.get("arch"), str):
-            arch = found["arch"]
-        wrapped = [found[k] for k in WRAPPERS if isinstance(found.get(k), dict | nn.Module)]
-        if not wrapped:
-            break
-        found = wrapped[0]
-    return _state_dict(found, path), arch
-
-
-def _without_parallel(module: nn.Module, path: Path) -> nn.Module:
-    if not isinstance(module, nn.DataParallel):
-        return module
-    parts = vars(module).get("_modules")
-    inner = _items(parts).get("module") if isinstance(parts, dict) else None
-    if not isinstance(inner, nn.Module):
-        raise damaged(path, "a DataParallel without a module in it")
-    return inner
-
-
-def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(found, dict):
-        raise damaged(path, "one dict in another without weights in them")
-    found = _items(found)
-    states = [_items(value) for value in found.values() if _is_state_dict(value)]
-    # {"net": state_dict, "epoch": 3}: under whatever name, when there is only one
-    if len(states) == 1 and not any(isinstance(v, Tensor) for v in found.values()):
-        found = states[0]
-    tensors = {k: v for k, v in found.items() if not (isinstance(k, str) and k.endswith("_extra_state"))}
-    strange = [k for k, v in tensors.items() if not isinstance(v, Tensor) or not isinstance(k, str)]
-    if not tensors or strange:
-        keys = ", ".join(_key(k) for k in list(found)[:5]) or "nothing"
-        raise MintError(
-            f"{path} holds no state_dict, alone or under {', '.join(WRAPPERS)}; it holds {keys}. "
-            f"Save the weights: {SAVE_WEIGHTS}"
-        )
-    return tensors
-
-
-def _items(mapping: dict[Any, Any]) -> dict[Any, Any]:
-    """What is in a dict of the file; an OrderedDict can have attributes in the place of its methods."""
-    return dict(dict.items(mapping))
-
-
-def _key(key: object) -> str:
-    """A key for a message; tensors and layers can be keys, and would run their own code to be printed."""
-    return shown(key) if isinstance(key, str | int | float | None) else type(key).__name__
-
-
-def _is_state_dict(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    values = _items(value).values()
-    return bool(values) and all(isinstance(v, Tensor) for v in values)
+    if header is None:
+        tensors = _without_prefixes(tensors)
+    return Checkpoint(tensors, None, found.arch, header, found.notes + notes, found.sets, found.unmet)
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from mint_compress.checkpoints import identifying, reading, rebuilding, recognising, whole_modules
+from mint_compress.checkpoints import (
+    identifying,
+    reading,
+    rebuilding,
+    recognising,
+    whole_modules,
+    wrappings,
+)
 from mint_compress.checkpoints.loading import load, load_model
 from mint_compress.checkpoints.pickle_scan import Recipe
 from mint_compress.errors import MintError
@@ -34,7 +41,7 @@ def ours(path: Path) -> None:
 
 PLACES: dict[str, tuple[Any, str, Callable[[Path], None]]] = {
     "following a pickle": (Recipe, "_move", weights),
-    "unwrapping": (reading, "_state_dict", weights),
+    "unwrapping": (wrappings, "_state_dict", weights),
     "checking tensors": (reading, "check_storage", weights),
     "identifying": (identifying, "_classes", weights),
     "filling": (identifying, "set_tensors_", weights),

@@ -1,5 +1,6 @@
 """Files that are broken, of another kind, or hostile: one clear line, and nothing in them runs."""
 
+import importlib
 import os
 import pickle
 import struct
@@ -275,6 +276,43 @@ def test_custom_classes_need_trust(tmp_path, own_module, monkeypatch):
     assert (tmp_path / "canary").exists()
     assert sys.path == path
     same(module.state_dict(), model.state_dict())
+
+
+def test_one_message_names_all_that_must_be_trusted(tmp_path, monkeypatch):
+    package = tmp_path / "ownpackage"
+    for name, base in (("nn/tasks", "Sequential"), ("nn/blocks/conv", "Conv2d"), ("nn/blocks/bend", "ReLU")):
+        file = package / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        file.write_text(f"from torch import nn\nclass Own(nn.{base}):\n    pass\n")
+    (package / "__init__.py").touch()
+    (tmp_path / "ownsingle.py").write_text("from torch import nn\nclass Own(nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {
+        n: importlib.import_module(n).Own
+        for n in (
+            "ownpackage.nn.tasks",
+            "ownpackage.nn.blocks.conv",
+            "ownpackage.nn.blocks.bend",
+            "ownsingle",
+        )
+    }
+    tasks, conv, bend, single = own.values()
+    model = tasks(conv(3, 4, 3), bend(), nn.Flatten(), single(64, 5))
+    torch.save(model, tmp_path / "a.pt")
+    message = refuse(
+        tmp_path / "a.pt",
+        "needs ownpackage.nn.blocks.bend.Own and other classes that are not PyTorch's, of 4 modules. Only if "
+        "you made this file: --trust ownpackage.nn --trust ownsingle imports these",
+    )
+    assert "nn.tasks" not in message
+    # a package covers what lies in it
+    module = read_checkpoint(tmp_path / "a.pt", trust=("ownpackage.nn", "ownsingle")).module
+    assert [type(layer) for layer in module] == [conv, bend, nn.Flatten, single]
+    # what no trust helps is said first
+    model.extra = Runs(os.system, "true")
+    torch.save(model, tmp_path / "a.pt")
+    assert "--trust" not in refuse(tmp_path / "a.pt", "asks to run posix.system")
 
 
 def test_trust_covers_layers_only(tmp_path, own_module):

@@ -281,10 +281,10 @@ def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: 
     assert seen == [Path("model.pt"), {"settings": Settings()}]
 
     settings = "--arch a --input-shape 3,8,8 --ignore x* --ignore y --trust t --upper-limit .9 --round-to 4"
-    settings += " --prune-inputs z"
+    settings += " --prune-inputs z --weights w"
     result = invoke("inspect", "model.pt", *settings.split())
     given: dict[str, Any] = {"arch": "a", "input_shape": (3, 8, 8), "ignore": ("x*", "y"), "trust": ("t",)}
-    given |= {"upper_limit": 0.9, "round_to": 4, "prune_inputs": ("z",)}
+    given |= {"upper_limit": 0.9, "round_to": 4, "prune_inputs": ("z",), "weights": "w"}
     assert seen[1] == {"settings": Settings.of(**given)}
     assert (result.exit_code, result.stdout) == (0, str(answer))
     assert result.stderr.splitlines() == ["load PyTorch ...", "analyse ...", "a builder that prints"]
@@ -421,7 +421,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
         "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
-        "trust version"
+        "trust weights version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

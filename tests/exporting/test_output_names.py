@@ -1,4 +1,4 @@
-"""What the outputs of an ONNX file are called, and that they stay in the order in which parity compares them."""
+"""What the outputs of an ONNX file are called; they stay in the order in which parity compares them."""
 
 from __future__ import annotations
 

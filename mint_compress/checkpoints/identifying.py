@@ -16,7 +16,7 @@ from mint_compress.checkpoints.prefixes import Choice, Part, chosen, parts
 from mint_compress.checkpoints.reading import Checkpoint
 from mint_compress.checkpoints.registry import TIERS, is_known, resolve, with_tier
 from mint_compress.checkpoints.training_keys import is_training
-from mint_compress.checkpoints.wrappings import listed, matching, no_such_set
+from mint_compress.checkpoints.wrappings import listed, meant, no_such_set
 from mint_compress.errors import MintError, shown
 from mint_compress.surgery.layer_sizes import set_tensors_
 
@@ -108,13 +108,14 @@ def _for_any_builder(everything: Shapes, checkpoint: Checkpoint, path: Path) -> 
 
 def _among(fits: list[Part], checkpoint: Checkpoint, path: Path) -> Choice:
     """The part that was asked for, or the one to be taken by default."""
-    only = None
-    if checkpoint.unmet is not None:
-        names = sorted({part.name for part in fits} - {""})
-        only = matching(checkpoint.unmet, names)
-        if len(only) != 1:
-            raise no_such_set(path, checkpoint.unmet, only or (*checkpoint.sets, *names))
-    return chosen(fits, checkpoint.tensors or {}, only)
+    keys = checkpoint.tensors or {}
+    if checkpoint.unmet is None:
+        return chosen(fits, keys)
+    names = sorted({part.name for part in fits} - {""})
+    name = meant(checkpoint.unmet, names, path)
+    if name is None:
+        raise no_such_set(path, checkpoint.unmet, (*checkpoint.sets, *names))
+    return chosen(fits, keys, name)
 
 
 def _check_further(choice: Choice, shapes: Shapes, builder: Builder, path: Path) -> None:

@@ -79,7 +79,7 @@ def parts(keys: Collection[str]) -> list[Part]:
     return found
 
 
-def chosen(fits: Iterable[Part], keys: Collection[str], only: Collection[str] | None = None) -> Choice:
+def chosen(fits: Iterable[Part], keys: Collection[str], name: str | None = None) -> Choice:
     """The largest of the parts that are networks; what is called an average of others comes last.
 
     Parameters
@@ -88,11 +88,11 @@ def chosen(fits: Iterable[Part], keys: Collection[str], only: Collection[str] | 
         Parts of ``keys``, at least one of them.
     keys
         All keys of the file.
-    only
-        Prefixes to choose among, without their last dots, where a set of weights was asked for.
+    name
+        Of the part that was asked for.
     """
     ordered = sorted(fits, key=lambda part: (is_averaged(part.prefix), -len(part.keys)))
-    part = next(p for p in ordered if only is None or p.name in only)
+    part = next(p for p in ordered if name is None or p.name == name)
     separate = [part]
     for other in ordered:
         # a network within a network is a part of it

@@ -66,12 +66,7 @@ def unwrapped(found: Any, path: Path, wanted: str | None = None) -> Unwrapped:
         There are no weights, or several sets of which none is the obvious one, or several called so.
     """
     sets = _weight_sets(found, DEEPEST)
-    names = matching(wanted, sets) if wanted is not None else []
-    if len(names) > 1:
-        raise MintError(
-            f"{path} holds several sets of weights that --weights {wanted} can mean: {listed(names)}."
-        )
-    route = names[0] if names else None
+    route = None if wanted is None else meant(wanted, sets, path)
     content, name, arch = found, "", None
     for _ in range(DEEPEST):
         if not isinstance(content, dict):
@@ -91,11 +86,22 @@ def unwrapped(found: Any, path: Path, wanted: str | None = None) -> Unwrapped:
     return Unwrapped(weights, arch, tuple(sets), unmet, _said(name, sets, weights, route is not None))
 
 
-def matching(wanted: str, names: Iterable[str]) -> list[str]:
-    """Those of some dotted names that are ``wanted``, or have it as a part between dots, or else within."""
+def meant(wanted: str, names: Iterable[str], path: Path) -> str | None:
+    """The dotted name that is ``wanted``, or has it as a part between dots, or else within; None: none is.
+
+    Raises
+    ------
+    MintError
+        Several are as near.
+    """
     names = list(names)
-    exact = [n for n in names if n == wanted] or [n for n in names if wanted in n.split(".")]
-    return exact or [n for n in names if wanted and wanted.casefold() in n.casefold()]
+    found = [n for n in names if n == wanted] or [n for n in names if wanted in n.split(".")]
+    found = found or [n for n in names if wanted and wanted.casefold() in n.casefold()]
+    if len(found) > 1:
+        raise MintError(
+            f"{path} holds several sets of weights that --weights {wanted} can mean: {listed(found)}."
+        )
+    return found[0] if found else None
 
 
 def no_such_set(path: Path, wanted: str, names: Sequence[str]) -> MintError:

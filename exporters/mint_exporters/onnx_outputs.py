@@ -71,7 +71,7 @@ def name_outputs_(traced: onnx_ir.Model, names: list[str]) -> None:
     taken |= {str(value.name) for value in inner}
     for value in inner:
         if value.name in wanted.values():
-            value.name = _unused(value.name, taken)
+            value.name = _unused(str(value.name), taken)
             taken.add(value.name)
     for value, name in wanted.items():
         value.name = name

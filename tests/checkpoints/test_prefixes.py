@@ -112,9 +112,8 @@ def test_a_part_of_a_larger_network_is_taken_only_on_request(tmp_path: Path, sta
 def test_an_arch_of_the_user_below_a_prefix(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own(
-        tmp_path, monkeypatch, "def make(num_classes=3):\n    return nn.Sequential(nn.Linear(4, num_classes))"
-    )
+    make = "def make(num_classes=3):\n    return nn.Sequential(nn.Linear(4, num_classes))"
+    own(tmp_path, monkeypatch, make)  # type: ignore[no-untyped-call]
     weight, bias = torch.ones(7, 4), torch.zeros(7)
     content = {"model.0.weight": weight, "model.0.bias": bias, "head.weight": torch.ones(2, 2)}
     found = loaded(tmp_path, content, arch="ownbuilder:make")

@@ -78,6 +78,9 @@ def unwrapped(found: Any, path: Path, wanted: str | None = None) -> Unwrapped:
         if step is None:
             break
         name, content = f"{name}.{step}".strip("."), content[step]
+    else:
+        if not isinstance(content, dict):
+            raise damaged(path, "one dict in another without weights in them")
     if isinstance(content, nn.Module):
         weights: nn.Module | dict[str, Tensor] = _without_parallel(content, path)
     else:

@@ -16,7 +16,7 @@ from mint_compress.checkpoints.loading import load_model
 from mint_compress.data.calibration_draw import affordable, draw, one_sample
 from mint_compress.data.specs import Data, load_data
 from mint_compress.errors import MintError
-from mint_compress.exporting.shipping import check_target, ship, write_plan
+from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.groups import ChannelGroup
@@ -93,7 +93,8 @@ def compress(
     Raises
     ------
     MintError
-        Bad input.
+        Bad input, or a network that cannot be exported, which is tried before anything is computed. Where
+        the pruned network alone cannot be exported, its .safetensors is kept.
     CheckFailed
         A claim did not hold: counts, parity. No file is written then.
     """
@@ -104,22 +105,18 @@ def compress(
     run = _opened(model, data, settings, progress)
     report = _begun(run, model, command)
     images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
-    chosen = _chosen(run, images) if plan is None else _read(plan)
-    pruned = prune_(copied(run.original), chosen)
-    if plan is not None:
-        check_plan(run.original, run.example, run.groups, chosen)
-    run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
-    sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
-    report = replace(report, **vars(sizes), plan=chosen.to_dict())
+    given = None if plan is None else _read(plan)
     if dry_run:
+        pruned, chosen, report = _pruned(run, report, images, given)
         report = replace(report, notes=tuple(run.notes))
         return pruned.cpu().eval(), write_plan(report, chosen, target)
-    report = replace(report, **_trained(run, pruned, chosen, images), notes=tuple(run.notes))
-    original, pruned = run.original.cpu().eval(), pruned.cpu().eval()
-    if target is not None:
-        report = ship(
-            report, original, pruned, chosen, to(images, "cpu"), target, settings.benchmark, progress=progress
-        )
+    if target is None:
+        pruned, _, report = _finished(run, report, images, given)
+        return pruned, report
+    with exported_first(run.original, images, target, progress=progress) as shipment:
+        pruned, chosen, report = _finished(run, report, images, given)
+        samples, how = to(images, "cpu"), settings.benchmark
+        report = ship(report, run.original, pruned, chosen, samples, shipment, how, progress=progress)
     return pruned, report
 
 
@@ -216,6 +213,29 @@ def _begun(run: _Run, model: nn.Module | str | os.PathLike[str], command: str | 
         seed=run.seed, command=command, versions=versions(), machine=machine(run.device),
         settings=run.settings.flat(), data=described(run.data),
     )  # fmt: skip
+
+
+def _pruned(
+    run: _Run, report: Report, images: Inputs, given: PruningPlan | None
+) -> tuple[nn.Module, PruningPlan, Report]:
+    """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
+    chosen = _chosen(run, images) if given is None else given
+    pruned = prune_(copied(run.original), chosen)
+    if given is not None:
+        check_plan(run.original, run.example, run.groups, chosen)
+    run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
+    sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
+    return pruned, chosen, replace(report, **vars(sizes), plan=chosen.to_dict())
+
+
+def _finished(
+    run: _Run, report: Report, images: Inputs, given: PruningPlan | None
+) -> tuple[nn.Module, PruningPlan, Report]:
+    """The network pruned, repaired and trained; it and the original are now on the CPU, in eval mode."""
+    pruned, chosen, report = _pruned(run, report, images, given)
+    report = replace(report, **_trained(run, pruned, chosen, images), notes=tuple(run.notes))
+    run.original.cpu().eval()
+    return pruned.cpu().eval(), chosen, report
 
 
 def _chosen(run: _Run, images: Inputs) -> PruningPlan:

@@ -19,7 +19,7 @@ import mint_compress
 from mint_compress.errors import CheckFailed, MintError, our_own
 from mint_compress.exporting.protocol import ExportResult, on_cpu
 from mint_compress.nn.io import Inputs, mapped, tensors
-from mint_exporters.messages import one_line
+from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
 from mint_exporters.onnx_outputs import name_outputs_, output_names
 from mint_exporters.onnx_session import OnnxSession
@@ -132,7 +132,7 @@ def _exporting(model: nn.Module) -> Iterator[None]:
     except Exception as error:  # PyTorch's exporter and optimiser
         root = _root(error)
         raise MintError(
-            f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {one_line(root)}"
+            f"PyTorch cannot export {type(model).__name__} to ONNX{_where(root)}: {_what_and_remedy(root)}"
         ) from error
 
 
@@ -237,12 +237,23 @@ def _root(error: BaseException) -> BaseException:
     return _root(error.__cause__) if error.__cause__ else error
 
 
+def _what_and_remedy(error: BaseException) -> str:
+    """What is wrong, and what can be done about it."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    if isinstance(error, GuardOnDataDependentSymNode):
+        what = "its forward pass depends on values that it computes, as in an 'if'"
+        return f"{what}. Write that with torch.where or torch.cond, or take it out."
+    return f"{of_pytorch(error)}. Change that part of the forward pass."
+
+
 def _where(error: BaseException) -> str:
-    """The innermost line that is the network's, not PyTorch's, Python's or ours; nothing where none is."""
-    folders = {Path(package.__path__[0]) for package in (torch, mint_compress)} | {Path(__file__).parent}
-    standard = Path(contextlib.__file__).parent
+    """The innermost line of the user's own code, not of a package's; nothing where none is."""
+    packages = {Path(package.__path__[0]) for package in (torch, mint_compress)} | {Path(__file__).parent}
+    folders = packages | {Path(contextlib.__file__).parent}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.exists() and path.parent != standard and not folders & {*path.parents}:
+        installed = {"site-packages", "dist-packages"} & {*path.parts} or folders & {*path.parents}
+        if path.exists() and not installed:
             return f" ({path.name}, line {frame.lineno})"
     return ""

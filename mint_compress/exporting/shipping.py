@@ -1,4 +1,4 @@
-"""Write, check and time what was made; rename it into place only when every check held."""
+"""Try the export first; then write, check and time what was made, and rename it into place when all held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
-from mint_compress.errors import MintError
+from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
-from mint_compress.exporting.receipt import verify
+from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.files import Outputs, outputs, sha256_of
+from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
@@ -31,18 +32,76 @@ from mint_compress.surgery.pruning_plan import PruningPlan
 PARITY_IMAGES = 32
 
 
+@dataclass(frozen=True)
+class Shipment:
+    """What is on its way to the files of one run.
+
+    Attributes
+    ----------
+    original
+        The export of the original, with which the pruned network's is compared.
+    stage
+        Names in a hidden folder beside the output.
+    target
+        Names that the files get in the end.
+    """
+
+    original: ExportResult
+    stage: Outputs
+    target: Outputs
+
+
+@contextmanager
+def exported_first(
+    original: nn.Module, images: Inputs, target: Outputs, *, progress: Progress | None = None
+) -> Iterator[Shipment]:
+    """Export the original, so that a network that cannot be exported is refused before all else.
+
+    Parameters
+    ----------
+    original
+        On any device; it is copied, for tracing may leave something on a module.
+    images
+        Samples, batch first.
+    target
+        Names of the files.
+
+    Yields
+    ------
+    Shipment
+        For :func:`ship`; its temporary files are gone at the end, whatever happens.
+
+    Raises
+    ------
+    MintError
+        The original cannot be exported.
+    """
+    tell = progress or (lambda *_: None)
+    with _staging(target) as stage:
+        beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
+        beside.mkdir()
+        tell("try the export", 0, 1)
+        try:
+            made = export(copied(original), select(images, slice(2)), beside / stage.export.name)
+        except MintError as error:
+            more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
+            raise _with_more(error, more) from error
+        tell("try the export", 1, 1)
+        yield Shipment(made, stage, target)
+
+
 def ship(
     report: Report,
     original: nn.Module,
     pruned: nn.Module,
     plan: PruningPlan,
     images: Inputs,
-    target: Outputs,
+    shipment: Shipment,
     how: Benchmark,
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Export, save, check, time, and put the files in their places: all of them, or none.
+    """Save, export, check, time, and put the files in their places: all of them, or none.
 
     Parameters
     ----------
@@ -54,8 +113,8 @@ def ship(
         What was removed.
     images
         Real samples, batch first, for parity and timing.
-    target
-        Names of the files.
+    shipment
+        Of :func:`exported_first`.
     how
         To run and time the exports.
 
@@ -68,44 +127,57 @@ def ship(
     ------
     CheckFailed
         A count or an output differs; nothing is written.
+    MintError
+        The pruned network cannot be exported; the saved weights are kept, and nothing else.
     """
-    with _staging(target) as stage:
-        save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
-        before, after = _export_both(original, pruned, images, stage.export, _metadata(report), progress)
-        receipt, parity = verify(
-            original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
-            tensors_path=stage.tensors, device=how.provider, threads=how.threads, progress=progress,
-        )  # fmt: skip
-        times = _time_both(before, after, images, how, progress)
-        idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
-        report = replace(
-            report, receipt=receipt.counted, parity=parity,
-            latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
-            provider=times.provider, notes=(*report.notes, *after.notes, *idle),
-        )  # fmt: skip
-        moves = {made: target.export.with_name(made.name) for made in after.files}
-        return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+    stage, target = shipment.stage, shipment.target
+    save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
+    after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
+    receipt, parity = verify(
+        original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
+        tensors_path=stage.tensors, device=how.provider, threads=how.threads, progress=progress,
+    )  # fmt: skip
+    times = _time_both(shipment.original, after, images, how, progress)
+    idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
+    report = replace(
+        report, receipt=receipt.counted, parity=parity,
+        latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
+        provider=times.provider, notes=(*report.notes, *after.notes, *idle),
+    )  # fmt: skip
+    moves = {made: target.export.with_name(made.name) for made in after.files}
+    return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
 
 
-def _export_both(
+def _export_or_keep(
+    report: Report,
     original: nn.Module,
     pruned: nn.Module,
+    plan: PruningPlan,
     images: Inputs,
-    path: Path,
-    metadata: dict[str, str],
+    shipment: Shipment,
     progress: Progress | None,
-) -> tuple[ExportResult, ExportResult]:
-    """The pruned network at ``path``, and the original in a folder beside it: original first, then pruned."""
+) -> ExportResult:
+    """Export the pruned network; where that fails, hours of training are kept as the saved weights."""
     tell = progress or (lambda *_: None)
+    saved, kept = shipment.stage.tensors, shipment.target.tensors
     example = select(images, slice(2))
-    tell("export", 0, 2)
-    exported = export(pruned, example, path, metadata=metadata)
-    tell("export", 1, 2)
-    beside = path.parent / "original"  # a folder of its own, whatever the output is called
-    beside.mkdir()
-    reference = export(original, example, beside / path.name)
-    tell("export", 2, 2)
-    return reference, exported
+    tell("export", 0, 1)
+    try:
+        exported = export(pruned, example, shipment.stage.export, metadata=_metadata(report))
+    except MintError as error:
+        predicted = _predicted(pruned, plan)  # what is kept is what was counted
+        check_receipt(original, pruned, example_inputs=example, predicted=predicted, tensors_path=saved)
+        os.replace(saved, kept)
+        more = f"The original was exported, the pruned network was not: its weights are kept in {kept}."
+        raise _with_more(error, more) from error
+    tell("export", 1, 1)
+    return exported
+
+
+def _with_more(error: MintError, more: str) -> MintError:
+    """The same failure, with the same exit status and one more sentence."""
+    kind = CheckFailed if isinstance(error, CheckFailed) else MintError
+    return kind(f"{str(error).rstrip('.')}. {more}")
 
 
 def _predicted(pruned: nn.Module, plan: PruningPlan) -> dict[str, int]:

@@ -164,6 +164,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
     args = (
         "compress model.pt --plan model.pt -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
         "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi "
+        "--weights ema "
         f"--prune-inputs c --prune-inputs d* {name} 4 "
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
@@ -173,7 +174,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
     expected: dict[str, Any] = {
         **{"ratio": None, "macs_ratio": None, "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
         **{"mean": (-0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "ignore": ("a*", "b"), "trust": ("mine",)},
-        "prune_inputs": ("c", "d*"),
+        **{"prune_inputs": ("c", "d*"), "weights": "ema"},
         **{"estimator": "gmi", "blocks": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},

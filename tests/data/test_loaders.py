@@ -47,6 +47,12 @@ def stream(): return [BATCH], [BATCH]
 def nan(): return made(40), TensorDataset(torch.full((4, 3, 4, 4), float("nan")), torch.arange(4))
 def bytes_(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.arange(4))
 def soft(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4), torch.rand(4))
+def maps(n, low=0, high=3, void=255):
+    labels = torch.arange(low, high).repeat(n * 16)[: n * 16].view(n, 4, 4).clone()
+    labels[:, 0] = void
+    return TensorDataset(torch.arange(n).float().view(n, 1, 1, 1).expand(n, 3, 4, 4), labels)
+def segmentation(): return maps(40), maps(8), maps(12)
+def hundred(): return maps(40, void=-100), maps(8, void=-100), maps(12, void=-100)
 def bare(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4))
 """
 
@@ -123,6 +129,18 @@ def test_validation_comes_out_of_what_the_sampler_gives() -> None:
 def test_bad_functions_say_what_is_wrong(function: str, message: str) -> None:
     with pytest.raises(MintError, match=message):
         load_data(f"my_loaders:{function}")
+
+
+@pytest.mark.usefixtures("in_module_folder")
+@pytest.mark.parametrize("function", ["segmentation", "hundred"])
+def test_pixels_without_a_class_are_no_class_and_maps_are_drawn(function: str) -> None:
+    data = load_data(f"my_loaders:{function}")
+    assert data.classes == 3 and "in 3 classes" in data.description
+    images, labels = data.calibration(25, seed=1)
+    assert labels.shape == (25, 4, 4)
+    numbers = images[:, 0, 0, 0].long()
+    assert len(set(numbers.tolist())) == 25  # each at most once, and with its own map
+    assert torch.equal(labels, data.train.tensors[1][numbers])
 
 
 @pytest.mark.usefixtures("in_module_folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,9 +91,7 @@ class Labels:
 
 def follow(store: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Find the labels of what an operation gave."""
-    names = [a.name for a in func._schema.arguments]
-    given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
-    _rule(func)(store, func, given, output)
+    _rule(func)(store, func, by_name(func, args, kwargs), output)
 
 
 def _rule(func: Any) -> Rule:
@@ -103,6 +101,25 @@ def _rule(func: Any) -> Rule:
     if "scaled_dot_product" in name:
         return _attended
     return _pointwise if torch.Tag.pointwise in func.tags else _not_understood
+
+
+def is_reduction(func: Any) -> bool:
+    """Whether an operation gives one value for all that stands along some dimensions."""
+    return _name(func) in REDUCTIONS
+
+
+def reduced_dims(given: Mapping[str, Any], ndim: int) -> list[int]:
+    """The dimensions along which a reduction goes, from its arguments by name."""
+    dims = given.get("dim")
+    if dims is None or dims == []:
+        return list(range(ndim))
+    return [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
+
+
+def by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation, in its own order."""
+    names = [a.name for a in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _name(func: Any) -> str:
@@ -187,9 +204,7 @@ def _pooled(store: Labels, func: Any, given: dict[str, Any], output: Any) -> Non
 def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
     """A label stays where it is the only one along what is reduced."""
     labels = store.of(next(iter(given.values())))
-    dims = given.get("dim")
-    dims = list(range(labels.ndim)) if dims is None or dims == [] else dims
-    dims = [dims] if isinstance(dims, int) else list(dims)
+    dims = reduced_dims(given, labels.ndim)
     for tensor in _tensors(output):
         keepdim = tensor.ndim == labels.ndim
         store.put(tensor, store.units.reduced(labels, dims, keepdim=keepdim).reshape(tensor.shape))
@@ -246,9 +261,12 @@ RULES: dict[str, Rule] = {
 
 
 def _effective(store: Labels, tensor: Tensor) -> Tensor:
-    """Labels; what is expanded counts as one element along that dimension."""
+    """Labels; what is expanded counts as one element along that dimension.
+
+    So does a statistic over channels that is brought back to their shape; channels keep it.
+    """
     labels = store.of(tensor)
-    if store.knows(tensor):
+    if store.knows(tensor) and bool(compact(labels).any()):
         return labels
     return labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
 

@@ -117,8 +117,8 @@ class Recorder:
         """Layers that some pass has called."""
         return {layer for layer, _ in self._touches} | self._unsliceable.keys()
 
-    def run(self, inputs: tuple[Any, ...]) -> None:
-        """Follow the channels through one pass. What an earlier pass showed stays true.
+    def run(self, inputs: tuple[Any, ...]) -> Any:
+        """Follow the channels through one pass, and give its outputs. What an earlier pass showed stays true.
 
         Raises
         ------
@@ -143,6 +143,11 @@ class Recorder:
         self.labels.forget()
         if self.labels.multiplied:
             self._need_labels("channels are multiplied with channels")
+        return given
+
+    def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an operation outside the layers gives."""
+        return func(*args, **kwargs)
 
     def only_in_training(self, layers: Set[str]) -> None:
         """The last pass was made as in training, and no other reaches these layers."""
@@ -383,14 +388,14 @@ class _Operations(TorchDispatchMode):
         self._recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        recorder = self._recorder
-        if not recorder.paused_by:
-            with our_own(), recorder.paused():
-                tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
-                for tensor in tensors:
-                    recorder.used_elsewhere(tensor)
-                if any(recorder.labels.knows(t) for t in tensors):
-                    follow(recorder.labels, func, args, kwargs, output)
+        recorder, kwargs = self._recorder, kwargs or {}
+        if recorder.paused_by:
+            return func(*args, **kwargs)
+        output = recorder.compute(func, args, kwargs)
+        with our_own(), recorder.paused():
+            tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
+            for tensor in tensors:
+                recorder.used_elsewhere(tensor)
+            if any(recorder.labels.knows(t) for t in tensors):
+                follow(recorder.labels, func, args, kwargs, output)
         return output

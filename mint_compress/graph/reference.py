@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-9
 """Largest relative change of the outputs, in float64, that counts as none."""
+
+LEAST_CONSTANT = 0.01
+"""Size of a gain that starts at zero, or near it, in a reference: it opens its branch as well as 1 does, for
+a wrong map behind it moves the outputs by far more than ``TOLERANCE``; and a threshold that is raised to it
+shuts little."""
 
 NARROWING = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
@@ -63,7 +69,8 @@ def reference_copy(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module
     """A copy in which no layer hides a wrong map behind zeros or frozen weights, with its inputs.
 
     Float64 tells the rounding of a right map from the error of a wrong one. Norms get random gains
-    and biases, weights and gains that start at zero or at a constant random values.
+    and biases, weights that are zero random values. Other parameters that are constant, as many are before
+    training, vary around their value: what it is may matter, as that of a threshold does.
 
     Parameters
     ----------
@@ -103,9 +110,16 @@ def _vary_constants_(module: nn.Module, generator: torch.Generator) -> None:
         module.weight.data.normal_(0, 0.02, generator=generator)
     usual = ("weight", "bias") if isinstance(module, WEIGHTED) else ()
     for name, parameter in module.named_parameters(recurse=False):
-        # a layer scale or a gain that starts at zero shuts its branch
         if name not in usual and _is_constant(parameter):
-            parameter.data.uniform_(0.5, 1.5, generator=generator)
+            _vary_constant_(parameter.data, generator)
+
+
+def _vary_constant_(values: torch.Tensor, generator: torch.Generator) -> None:
+    """Tell elements apart and open what a zero shuts, keeping the sign and, if it is not tiny, the size."""
+    value = float(values.flatten()[0])
+    if values.numel() > 1 or abs(value) < LEAST_CONSTANT:
+        size = math.copysign(max(abs(value), LEAST_CONSTANT), value)
+        values.uniform_(0.8, 1.2, generator=generator).mul_(size)
 
 
 class _InDouble(TorchFunctionMode):

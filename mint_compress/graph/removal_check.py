@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from mint_compress.errors import ForeignError, OwnFault, first_line, is_strict, our_own
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Side
+from mint_compress.graph.ignored_channels import Gone, outputs_without
 from mint_compress.graph.reference import TOLERANCE, Reference, change
-from mint_compress.nn.contexts import hooked
 from mint_compress.nn.layers import is_transposed
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.surgery.slicing import CannotCut, adapt_, cut_
@@ -55,22 +55,6 @@ class _NoStatistics(TorchFunctionMode):
             weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
         x = x.asinh() if weight is None else x.asinh() * weight
         return x if bias is None else x + bias
-
-
-@contextmanager
-def _no_response(model: nn.Module) -> Iterator[None]:
-    """The same for timm's GlobalResponseNorm, which takes a mean over channels by itself."""
-
-    @our_own()
-    def held_down(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        (x,) = inputs
-        weight, bias = (p.view(module.wb_shape) for p in (module.weight, module.bias))
-        result: torch.Tensor = x + bias + weight * x.asinh()
-        return result
-
-    named = (m for m in model.modules() if type(m).__name__ == "GlobalResponseNorm")
-    with hooked([m.register_forward_hook(held_down) for m in named if hasattr(m, "wb_shape")]):
-        yield
 
 
 def removable(
@@ -153,10 +137,6 @@ def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
     return None if moved <= TOLERANCE else f"the outputs then change (by {moved:.1e})"
 
 
-Gone = Mapping[tuple[str, str, Side, int], Sequence[int]]
-"""Layer, kind, side and dimension -> the layer's own channels that go."""
-
-
 def _gone(trials: Sequence[Trial]) -> Gone:
     gone: dict[tuple[str, str, Side, int], list[int]] = {}
     for group, lost in trials:
@@ -168,16 +148,25 @@ def _gone(trials: Sequence[Trial]) -> Gone:
 
 
 def _change_without(reference: Reference, gone: Gone) -> float:
-    """How far the outputs without these channels are from those in which readers ignore them."""
+    """How far the outputs without these channels are from those in which readers ignore them.
+
+    Whatever takes a mean or a norm over the channels is a reader as well. To let it ignore some takes a pass
+    that follows the channels, so it is asked only where ignoring them in the layers is not enough.
+    """
     model = reference.model
-    with _NoStatistics(), _no_response(model):
+    with _NoStatistics():
         with _silenced(model, gone):
             expected = reference.run()
         with _restored(model):
             for (layer, kind, side, dim), channels in gone.items():
                 cut_(model, layer, kind, side, dim, channels)
             adapt_(model)
-            return change(expected, reference.run())
+            left = reference.run()
+        moved = change(expected, left)
+        if moved <= TOLERANCE or len(expected) != len(left):
+            return moved
+        with _silenced(model, gone):
+            return change(outputs_without(reference, gone), left)
 
 
 @contextmanager

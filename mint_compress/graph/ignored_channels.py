@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mint_compress.errors import our_own
 from mint_compress.graph.groups import Side
@@ -47,12 +47,18 @@ def outputs_without(reference: Reference, gone: Gone) -> list[Tensor]:
     return outputs
 
 
+def _has_own_forward(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) and type(module).forward is not nn.LayerNorm.forward
+
+
 class _Ignoring(Recorder):
     """Follows the channels through a pass, and takes some of them from what a reduction is given."""
 
     def __init__(self, reference: Reference, gone: Gone) -> None:
         super().__init__(reference.model)
         self._gone = gone
+        # a LayerNorm with a forward pass of its own may reduce over channels in there
+        self._layers = {module: name for module, name in self._layers.items() if not _has_own_forward(module)}
 
     def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The operation; a reduction without the channels that go."""
@@ -82,6 +88,7 @@ class _Ignoring(Recorder):
             if kind == "parameter" and layer in self.labels.elements:
                 found.append(self.labels.elements[layer].index_select(dim, own).flatten())
             elif side == "out" and (layer, side) in made:
-                found.append(made[layer, side][own])
+                found.append(made[layer, side].index_select(0, own))
         roots = self.units.find(torch.cat(found)).unique()
-        return roots[roots > 0]
+        real: Tensor = roots[roots > 0]
+        return real

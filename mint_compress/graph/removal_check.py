@@ -39,7 +39,7 @@ class _NoStatistics(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)  # the network's call
-        if func not in (F.layer_norm, F.group_norm, F.instance_norm, F.batch_norm):
+        if func not in (F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm, F.batch_norm):
             return result
         with our_own():
             return self._held_down(func, args, kwargs, result)
@@ -50,7 +50,7 @@ class _NoStatistics(TorchFunctionMode):
         if func is F.batch_norm and not given.get("training"):
             return result  # its statistics are stored, a number for each channel
         x, weight, bias = given["input"], given.get("weight"), given.get("bias")
-        if func is not F.layer_norm:
+        if func not in (F.layer_norm, F.rms_norm):
             shape = [-1] + [1] * (x.ndim - 2)
             weight, bias = (None if t is None else t.reshape(shape) for t in (weight, bias))
         x = x.asinh() if weight is None else x.asinh() * weight

@@ -1,4 +1,4 @@
-"""Means, norms and maxima over channels: over the channels that are left, and nothing else passes for them."""
+"""Means, norms and maxima over channels: over the channels that are left, and only these pass for them."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def spatial_attention(x: Tensor) -> Tensor:
 
 OVER_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
+    "rms_norm": lambda x: F.rms_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
     "written out": written_out,
     "var_mean": of_var_mean,
     "channels last": last,
@@ -164,7 +165,6 @@ def largest_place(x: Tensor) -> Tensor:
 def test_what_depends_on_places_or_widths_is_refused(between: Callable[[Tensor], Tensor]) -> None:
     groups = found(trunk(between))
     assert not groups["a"].prunable and not groups["b"].prunable
-    print({g.reason for g in groups.values()})
 
 
 class _Normalise(torch.autograd.Function):
@@ -202,9 +202,21 @@ class LayerNorm2d(nn.Module):
 @pytest.mark.parametrize("own_derivative", [False, True])
 def test_a_norm_with_parameters_of_its_own_loses_them_with_the_channels(own_derivative: bool) -> None:
     groups = found(Trunk(LayerNorm2d(own_derivative=own_derivative)))
-    (group,) = [g for g in groups.values() if g.name == "a"]  # the norm is called twice: one group
-    assert group.prunable and set(group.producers) == {"a", "b"}
+    (group,) = [g for g in groups.values() if set(g.producers) == {"a", "b"}]  # the norm is called twice
+    assert group.prunable
     assert {"between.weight", "between.bias"} <= {m.layer for m in group.members if m.side == "both"}
+
+
+class OwnForward(nn.LayerNorm):
+    """A LayerNorm for images that computes its statistics by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return written_out(x) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def test_a_norm_with_a_forward_pass_of_its_own_is_the_same() -> None:
+    (group,) = [g for g in found(Trunk(OwnForward(WIDTH))).values() if set(g.producers) == {"a", "b"}]
+    assert group.prunable and {"between"} == {m.layer for m in group.members if m.kind == "norm"}
 
 
 class SpatialAttention(nn.Module):

@@ -88,6 +88,58 @@ def test_one_value_per_channel_keeps_the_statistics_and_other_faults_come_out() 
     assert not copy[1].training  # type: ignore[index]
 
 
+class WithConstants(nn.Module):
+    """Parameters as they are before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold, self.alpha = nn.Parameter(torch.tensor([-0.3])), nn.Parameter(torch.zeros(()))
+        self.gain, self.scale = nn.Parameter(torch.ones(9)), nn.Parameter(torch.full((9, 1), 1e-6))
+        self.offsets, self.trained = nn.Parameter(torch.full((9,), -5.0)), nn.Parameter(torch.randn(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_constant_parameters_vary_around_their_value() -> None:
+    before = WithConstants()
+    copy, _ = reference_copy(before, (torch.zeros(1),))
+    after = dict(copy.named_parameters())
+    assert torch.equal(after["threshold"], before.threshold.double())  # there is nothing to tell apart
+    assert torch.equal(after["trained"], before.trained.double())
+    for name, size in {"alpha": 0.01, "gain": 1, "scale": 0.01, "offsets": -5}.items():
+        ratios = (after[name] / size).detach()
+        assert ratios.min() >= 0.8 and ratios.max() <= 1.2, name
+        assert len(ratios.unique()) == ratios.numel(), name
+
+
+class Shrinking(nn.Module):
+    """Soft thresholding with a parameter, as unrolled sparse coding has it (Gregor and LeCun, 2010)."""
+
+    def __init__(self, threshold: Tensor | float) -> None:
+        super().__init__()
+        self.i, self.a = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1)
+        self.b, self.o = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+        self.t = nn.Parameter(threshold) if isinstance(threshold, Tensor) else threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x).relu()
+        y = self.b(self.a(x).relu())
+        result: Tensor = self.o((x + y.sign() * (y.abs() - self.t).relu()).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    [0.001, torch.tensor([0.001]), torch.tensor(0.0), torch.full((16, 1, 1), 0.001)],
+    ids=["number", "parameter", "zero", "of each channel"],
+)
+def test_what_lies_before_a_threshold_is_seen(threshold: Tensor | float) -> None:
+    torch.manual_seed(0)
+    groups = find_groups(Shrinking(threshold).eval(), torch.randn(2, 3, 16, 16))
+    assert [g.reason for g in groups if "o" not in g.producers] == [None, None]
+
+
 def test_the_change_is_relative_to_the_largest_value_of_each_output() -> None:
     one, many = torch.tensor([1.0, -4.0]), torch.tensor([[1e6, 0.0]])
     assert change([one, many], [one + torch.tensor([1.0, 0.0]), many]) == 0.25

@@ -59,6 +59,7 @@ class _Ignoring(Recorder):
         self._gone = gone
         # a LayerNorm with a forward pass of its own may reduce over channels in there
         self._layers = {module: name for module, name in self._layers.items() if not _has_own_forward(module)}
+        self.owner = {key: module for key, module in self.owner.items() if module in self._layers}
 
     def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The operation; a reduction without the channels that go."""

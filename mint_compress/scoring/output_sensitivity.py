@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mint_compress.errors import ForeignError, first_line, foreign, our_own
 from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
+from mint_compress.nn.copying import copied
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, count, of_batch, run, split, tensors_in, to
 from mint_compress.nn.layers import mean_over_places
@@ -36,9 +37,10 @@ def output_sensitivity(
     Parameters
     ----------
     model
-        Run in eval mode, and left as it was.
+        Left as it was: a copy is run, in eval mode, for what a forward pass keeps on the network would have
+        a history of gradients.
     layers
-        Convolutions and linear layers of the model by name.
+        Convolutions and linear layers of the model by qualified name.
     batches
         Inputs as for :func:`calibrate`; labels are not looked at.
     seed
@@ -52,6 +54,8 @@ def output_sensitivity(
         no layer is where the backward pass fails.
     """
     signs = torch.Generator().manual_seed(seed)
+    model = copied(model)
+    layers = {name: model.get_submodule(name) for name in layers}
     total: dict[str, Tensor] = {}
     images = 0
     for few in _few_at_once(batches):

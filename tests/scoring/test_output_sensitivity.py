@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -159,3 +160,23 @@ def test_all_calls_of_a_layer_count() -> None:
     found = output_sensitivity(Twice(), {"shared": shared}, [inputs(20, 3)])["shared"]
     exact = 100 * one.weight.detach().double().square() + two.weight.detach().double().square()
     torch.testing.assert_close(found, exact[0], rtol=1e-5, atol=0)
+
+
+class Remembers(nn.Module):
+    """Keeps what it has computed on itself, as some networks keep biases of their attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["hidden"] = self.layer(x)
+        out: Tensor = self.head(self.kept["hidden"])
+        return out
+
+
+def test_nothing_with_a_history_is_left_on_the_network() -> None:
+    model = Remembers().eval()
+    assert output_sensitivity(model, {"layer": model.layer}, [inputs(8, 3)])["layer"].shape == (4,)
+    assert model.kept == {} and len(list(copy.deepcopy(model).parameters())) == 4

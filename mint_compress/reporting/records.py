@@ -54,6 +54,45 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a network's quality is measured in.
+
+    Attributes
+    ----------
+    name
+        ``accuracy``, ``mIoU``.
+    unit
+        ``%``: values are shares, shown in percent, and their differences in points. Anything else stands
+        behind the number.
+    higher_is_better
+        Its direction.
+    """
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = True
+
+    def shown(self, value: float | None, digits: int = 2) -> str:
+        """For a person: ``93.41 %``, ``0.9921``, ``1.204 mm``."""
+        if value is None:
+            return "not measured"
+        if self.unit == "%":
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:#.4g} {self.unit}".rstrip()
+
+    def change(self, before: float, after: float) -> str:
+        """For a person: ``+0.21 points``, ``-0.004``."""
+        if self.unit == "%":
+            return f"{100 * (after - before):+.2f} points"
+        return f"{after - before:+.4g} {self.unit}".rstrip()
+
+    def is_worse(self, value: float, than: float) -> bool:
+        """Whether one value is worse than another; NaN is worse than any number."""
+        worse = value < than if self.higher_is_better else value > than
+        return worse or (value != value and than == than)
+
+
+@dataclass(frozen=True)
 class Share:
     """Share of the parameters, in [0, 1], that was asked for (None: of the MACs only), and that is gone."""
 

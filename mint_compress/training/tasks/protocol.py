@@ -1,0 +1,104 @@
+"""What a task is: how a network is trained, measured, and compared with another of the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mint_compress.nn.io import Inputs, run
+from mint_compress.reporting.records import Metric
+from mint_compress.training.tasks.distance import output_distance
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a meter found.
+
+    Attributes
+    ----------
+    value
+        Of the task's metric; a share where its unit is ``%``.
+    details
+        Further figures by name, each a share or a number of the metric's unit.
+    classes
+        The metric of every class, in their order: recall, intersection over union, average precision. None
+        for a class that the data do not have. Empty where the task has no classes.
+    support
+        Samples (pixels, objects) of each class; as long as ``classes``.
+    """
+
+    value: float
+    details: Mapping[str, float] = field(default_factory=dict)
+    classes: tuple[float | None, ...] = ()
+    support: tuple[int, ...] = ()
+
+
+class Meter(Protocol):
+    """Adds up batches."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in what a network returned, in eval mode, and the targets of the batch, on its device."""
+
+    def compute(self) -> Measurement:
+        """What all batches come to."""
+
+
+class Task:
+    """What a network is for; a task of your own is a subclass that says ``metric``, ``loss`` and ``meter``.
+
+    Attributes
+    ----------
+    name
+        As said after ``--task``.
+    metric
+        By which networks are compared.
+    imitates
+        Whether the original's outputs are the targets; those of the data are not looked at.
+    """
+
+    name: str = "own"
+    metric: Metric
+    imitates: bool = False
+
+    def check(self, outputs: Any, targets: Any, whose: str) -> tuple[str, ...]:
+        """Hold targets against outputs of the same samples before anything is computed.
+
+        Parameters
+        ----------
+        outputs
+            What the network returned in eval mode.
+        targets
+            As the data give them.
+        whose
+            The data, for messages: ``the test data``.
+
+        Returns
+        -------
+        tuple of str
+            Lines that say how outputs and targets are taken where that is not plain.
+
+        Raises
+        ------
+        MintError
+            They do not fit; the shapes of both are said.
+        """
+        return ()
+
+    def forward(self, model: nn.Module, inputs: Inputs, targets: Any) -> Any:
+        """Run the network in training mode; what it returns is given to :meth:`loss`."""
+        return run(model, inputs)
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """A scalar with a gradient: how far outputs are from targets, the mean over the samples."""
+        raise NotImplementedError
+
+    def divergence(self, outputs: Any, taught: Any) -> Tensor:
+        """A scalar with a gradient: how far outputs are from those of a teacher, for distillation."""
+        return output_distance(outputs, taught)
+
+    def meter(self) -> Meter:
+        """A meter that has seen nothing yet."""
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,9 @@ from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.loading import load_model
-from mint_compress.data.calibration_draw import affordable, draw, one_sample
+from mint_compress.data.calibration_draw import affordable, draw, first_inputs, one_sample
 from mint_compress.data.specs import Data, load_data
-from mint_compress.errors import MintError
+from mint_compress.errors import ForeignError, MintError, first_line
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
@@ -30,23 +31,28 @@ from mint_compress.preflight import check_run
 from mint_compress.progress import Progress
 from mint_compress.provenance import described, machine, versions
 from mint_compress.repair.compensation import Repair, compensate_
-from mint_compress.reporting import Report
-from mint_compress.reporting.records import Accuracies, Validation
+from mint_compress.reporting import ACCURACY, Report
+from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score
 from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
-from mint_compress.training.evaluation import accuracy, chance_warning
+from mint_compress.training.evaluation import chance_warning, evaluate
 from mint_compress.training.finetuning import finetune_
-from mint_compress.training.first_look import check_labels
+from mint_compress.training.first_look import settle_task
+from mint_compress.training.healing import heal_
+from mint_compress.training.tasks.finding import find_task
+from mint_compress.training.tasks.protocol import Measurement, Task
 
 BATCH = 64
+HELD_OUT = 256
+"""Images of the validation split that say whether healing did good."""
 
 
 def compress(
     model: nn.Module | str | os.PathLike[str],
-    data: Data | str | None = None,
+    data: Any = None,
     *,
     output: str | os.PathLike[str] | None = None,
     plan: PruningPlan | str | os.PathLike[str] | None = None,
@@ -65,7 +71,8 @@ def compress(
         A module, which is copied, in float32 and without DataParallel or torch.compile around it, or the
         path of a checkpoint.
     data
-        A data spec, :class:`Data`, or None: then synthetic images, no fine-tuning and no accuracy.
+        A data spec, :class:`Data`, loaders of any kind (see :func:`load_data`), or None: then synthetic
+        images, no training, and nothing to measure.
     output
         Where to export to, for example ``small.onnx``; beside it a .safetensors and a .json are
         written. None: nothing is written, exported or timed.
@@ -116,7 +123,10 @@ def compress(
     with exported_first(run.original, images, target, progress=progress) as shipment:
         pruned, chosen, report = _finished(run, report, images, given)
         samples, how = to(images, "cpu"), settings.benchmark
-        report = ship(report, run.original, pruned, chosen, samples, shipment, how, progress=progress)
+        report = ship(
+            report, run.original, pruned, chosen, samples, shipment, how,
+            logits=run.task.logits if run.task else None, progress=progress,
+        )  # fmt: skip
     return pruned, report
 
 
@@ -128,6 +138,7 @@ class _Run:
     device: torch.device
     original: nn.Module
     data: Data | None
+    task: Task | None
     example: Inputs
     groups: list[ChannelGroup]
     progress: Progress | None
@@ -146,17 +157,19 @@ class _Run:
         self.notes.append(f"{what_for}calibration images: {count(images)}")
         return images
 
-    def accuracy(self, model: nn.Module, *, validation: bool = False) -> float | None:
-        """On the test split, or on the validation split; None without data."""
-        if self.data is None:
+    def measure(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
+        """By the task's metric, on the test split or on the validation split; None without data."""
+        if self.data is None or self.task is None:
             return None
         source = self.data.validation if validation else self.data.test
-        return accuracy(model, source, device=self.device, progress=self.progress)
+        return evaluate(
+            model, source, self.task, reference=self.original, device=self.device, progress=self.progress
+        )
 
 
 def _opened(
     model: nn.Module | str | os.PathLike[str],
-    data: Data | str | None,
+    data: Any,
     settings: Settings,
     progress: Progress | None,
 ) -> _Run:
@@ -169,17 +182,20 @@ def _opened(
     data, shape = _open_data(original, data, settings)
     # for a second pass: what it takes from now on
     remember_builder(original, builder_of(original), shape if is_single(shape) else None)
-    notes += (data.description if data else f"no data: {describe(shape)} noise images, no accuracy",)
+    notes += (data.description if data else f"no data: {describe(shape)} noise images, nothing is measured",)
     example = one_sample(data, shape, seed=settings.compute.seed)
+    job = settings.job
+    task = find_task(job.task, loss=job.loss, metric=job.metric)
     if data is not None:
-        notes += check_labels(original, data.splits, device)
+        task, said = settle_task(original, data.splits, task=task, device=device)
+        notes += said
     layers = settings.layers
     with by_position(original, example) as inputs:
         groups = find_groups(
             original, inputs, ignore=layers.ignore, prune_inputs=layers.prune_inputs, progress=progress
         )
     original.to(device)
-    return _Run(settings, device, original, data, to(example, device), groups, progress, list(notes))
+    return _Run(settings, device, original, data, task, to(example, device), groups, progress, list(notes))
 
 
 def _open_model(
@@ -192,11 +208,9 @@ def _open_model(
     return loaded.module, loaded.notes
 
 
-def _open_data(
-    model: nn.Module, data: Data | str | None, settings: Settings
-) -> tuple[Data | None, InputShape]:
+def _open_data(model: nn.Module, data: Any, settings: Settings) -> tuple[Data | None, InputShape]:
     shape = settings.model.input_shape or input_shape_of(model)
-    if isinstance(data, str):
+    if data is not None and not isinstance(data, Data):
         mean, std = settings.normalisation.mean, settings.normalisation.std
         data = load_data(data, mean=mean, std=std, input_shape=shape, seed=settings.compute.seed)
     if data is not None:
@@ -212,6 +226,7 @@ def _begun(run: _Run, model: nn.Module | str | os.PathLike[str], command: str | 
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         seed=run.seed, command=command, versions=versions(), machine=machine(run.device),
         settings=run.settings.flat(), data=described(run.data),
+        task=run.task.name if run.task else None, metric=run.task.metric if run.task else None,
     )  # fmt: skip
 
 
@@ -245,7 +260,7 @@ def _chosen(run: _Run, images: Inputs) -> PruningPlan:
         run.notes.append(f"--blocks {budget.blocks} keeps blocks whole: widths are not rounded")
     estimator, samples = settings.scoring.estimator, settings.scoring.takes_samples
     if samples:
-        each, classes = settings.scoring.samples_per_class, run.data.classes if run.data else 10
+        each, classes = settings.scoring.samples_per_class, (run.data and run.data.classes) or 10
         asked = None if each is None else each * classes
         images = run.draw(asked, SAMPLES_PER_CLASS * classes, f"for {estimator}, ")
     calibration = calibrate(
@@ -280,29 +295,99 @@ def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:
 
 
 def _trained(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> dict[str, Any]:
-    """Repair and fine-tune the pruned network in place, and measure it after each stage."""
-    data, settings = run.data, run.settings.finetuning
-    found = {"original": run.accuracy(run.original), "pruned": run.accuracy(pruned)}
-    held_out = {"original": run.accuracy(run.original, validation=True)}
-    if data is not None and (warning := chance_warning(found["original"] or 0.0, data.classes)):
-        run.notes.append(warning)
-    if run.settings.repair.compensate:
-        batches = split(images, BATCH)
-        repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
-        run.notes += _unrepaired(plan, repairs)
-        found["repaired"] = run.accuracy(pruned)
-    if data is not None and settings.epochs:
-        source = data.augmented if settings.augment else data.train
-        if source is not data.train:
-            run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
-        finetune_(
-            pruned, source, teacher=run.original if settings.distill else None, epochs=settings.epochs,
-            lr=settings.lr, batch_size=settings.batch_size, device=run.device, seed=run.seed,
-            progress=run.progress,
+    """Repair, heal and fine-tune the pruned network in place, and measure it after each stage."""
+    original = run.measure(run.original)
+    if run.data is None or run.task is None or original is None:
+        _repair_(run, pruned, plan, images)
+        return {}
+    classes = run.data.classes
+    if run.task.metric.name == ACCURACY and classes and (said := chance_warning(original.value, classes)):
+        run.notes.append(said)
+    found = {"original": original, "pruned": run.measure(pruned)}
+    held_out = run.measure(run.original, validation=True)
+    if _repair_(run, pruned, plan, images):
+        found["repaired"] = run.measure(pruned)
+    if _heal_(run, run.data, run.task, pruned, plan, images):
+        found["healed"] = run.measure(pruned)
+    if _finetune_(run, run.data, run.task, pruned):
+        found["finetuned"] = run.measure(pruned)
+    compressed = run.measure(pruned, validation=True)
+    return {
+        "quality": Stages(**{stage: one.value for stage, one in found.items() if one is not None}),
+        "validation": BeforeAfter(*(one.value if one else None for one in (held_out, compressed))),
+        **_details(original, list(found.values())[-1]),
+    }
+
+
+def _repair_(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
+    """Whether it was repaired."""
+    if not run.settings.repair.compensate:
+        return False
+    batches = split(images, BATCH)
+    repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
+    run.notes += _unrepaired(plan, repairs)
+    return True
+
+
+def _heal_(run: _Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
+    """Whether it was healed; a network that cannot be is left as it is, with a note."""
+    settings = run.settings.healing
+    if settings.heal_epochs == 0 or settings.heal_minutes == 0:
+        return False
+    try:
+        healing = heal_(
+            pruned, run.original, plan, images, held_out=first_inputs(data.validation, HELD_OUT), task=task,
+            epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
+            augment=run.settings.finetuning.augment, progress=run.progress,
         )  # fmt: skip
-        found["finetuned"] = run.accuracy(pruned)
-    held_out["compressed"] = run.accuracy(pruned, validation=True)
-    return {"accuracy": Accuracies(**found), "validation": Validation(**held_out)}
+    except ForeignError as error:  # a forward pass without a backward one
+        run.notes.append(f"not healed: {first_line(error)}")
+        return False
+    run.notes.append(str(healing))
+    return healing.kept
+
+
+def _finetune_(run: _Run, data: Data, task: Task, pruned: nn.Module) -> bool:
+    """Whether it was fine-tuned; where the validation split says that this did harm, it is undone."""
+    settings = run.settings.finetuning
+    if not settings.epochs:
+        return False
+    source = data.augmented if settings.augment else data.train
+    if source is not data.train:
+        run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
+    before, weights = run.measure(pruned, validation=True), copy.deepcopy(pruned.state_dict())
+    finetune_(
+        pruned, source, task=task,
+        teacher=run.original if settings.distill or task.trained_on_original else None,
+        epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size, device=run.device,
+        seed=run.seed, progress=run.progress,
+    )  # fmt: skip
+    after = run.measure(pruned, validation=True)
+    if before is None or after is None or not task.metric.is_worse(after.value, before.value):
+        return True
+    pruned.load_state_dict(weights)
+    was, became = (task.metric.shown(one.value) for one in (before, after))
+    run.notes.append(
+        f"fine-tuning was undone: on the validation split it led from {was} to {became}; a lower --lr or "
+        "more --epochs may do better"
+    )
+    return False
+
+
+def _details(original: Measurement, compressed: Measurement | None) -> dict[str, Any]:
+    """Figures beside the metric, and what became of every class."""
+    if compressed is None:
+        return {}
+    details = {
+        name: BeforeAfter(value, compressed.details.get(name)) for name, value in original.details.items()
+    }
+    classes = tuple(
+        ClassChange(number, *shares)
+        for number, shares in enumerate(
+            zip(original.classes, compressed.classes, original.support, strict=True)
+        )
+    )
+    return {"details": details, "classes": classes}
 
 
 def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:

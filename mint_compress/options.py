@@ -33,6 +33,7 @@ def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
 SHARE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < 1, "lie between 0 and 1")
 LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < float(v) <= 1, "lie between 0 and 1")
 POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < math.inf, "be a positive number")
+AMOUNT = Rule(lambda v: isinstance(v, Real) and 0 <= float(v) < math.inf, "be a number, at least 0")
 COUNT = _whole(1)
 WHOLE = _whole(0)
 SHAPE = Rule(
@@ -41,6 +42,14 @@ SHAPE = Rule(
 )
 FINITE = Rule(lambda v: _numbers(v, math.isfinite), "be finite numbers")
 SCALES = Rule(lambda v: _numbers(v, lambda s: 0 < s < math.inf), "be positive numbers")
+
+
+def is_place(value: str) -> bool:
+    """Whether it says where an object of somebody else's is: ``package.module:object``."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value) is not None
+
+
+OBJECT = Rule(lambda v: not isinstance(v, str) or is_place(v), "be package.module:name")
 
 
 @dataclass(frozen=True)

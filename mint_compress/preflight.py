@@ -75,7 +75,7 @@ def check_sweep(
     if not path.parent.is_dir():
         raise MintError(f"The folder {path.parent} does not exist. Create it first.")
     if data is None:
-        raise MintError("A sweep compares accuracies, and so needs --data.")
+        raise MintError("A sweep compares what is measured, and so needs --data.")
     if not grid.get("ratio") and not grid.get("macs_ratio"):
         raise MintError("No ratios given. Say which shares go, for example --ratio 0.5,0.75.")
     for one in combinations(settings, grid):

@@ -16,9 +16,11 @@ from typing import Any, Literal
 from mint_compress.errors import MintError
 from mint_compress.estimators import BUILT_IN, added, uses_samples
 from mint_compress.options import (
+    AMOUNT,
     COUNT,
     FINITE,
     LIMIT,
+    OBJECT,
     POSITIVE,
     SCALES,
     SHAPE,
@@ -26,6 +28,8 @@ from mint_compress.options import (
     WHOLE,
     Group,
     Option,
+    Rule,
+    is_place,
     option,
     options_of,
 )
@@ -33,6 +37,21 @@ from mint_compress.options import (
 CALIBRATION_IMAGES = 1024
 SAMPLES_PER_CLASS = 250
 """Unless the user says otherwise, and as far as there are so many."""
+
+TASKS = (
+    "classification",
+    "multilabel",
+    "segmentation",
+    "regression",
+    "detection",
+    "embedding",
+    "imitation",
+)
+TASK = Rule(
+    lambda v: not isinstance(v, str) or v in TASKS or is_place(v),
+    f"be {', '.join(TASKS)}, or package.module:object",
+)
+HEALS = "as many as some minutes of a CPU pay for, at most 20"
 
 Cost = Literal["params", "macs", "both"]
 
@@ -146,6 +165,24 @@ class Normalisation(Group):
 
 
 @dataclass(frozen=True)
+class Job(Group):
+    """What the network is for: how it is trained and measured."""
+
+    task: Any = option(
+        None, f"What the network is for: {', '.join(TASKS)}, or package.module:object.", metavar="NAME",
+        rule=TASK, default_text="from the targets",
+    )  # fmt: skip
+    loss: Any = option(
+        None, "Loss of (outputs, targets) in the place of the task's.", metavar="package.module:callable",
+        rule=OBJECT, default_text="the task's",
+    )  # fmt: skip
+    metric: Any = option(
+        None, "Metric of (outputs, targets), or a torchmetrics class, in the place of the task's.",
+        metavar="package.module:callable", rule=OBJECT, default_text="the task's",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Scoring(Group):
     """How channels are scored."""
 
@@ -183,6 +220,25 @@ class Repair(Group):
     """The closed-form repair."""
 
     compensate: bool = option(True, "Do not refit the layers behind what went.")
+
+
+@dataclass(frozen=True)
+class Healing(Group):
+    """Learning from the original after the repair, on real images alone, without labels."""
+
+    heal_epochs: int | None = option(
+        None, "Of healing: the original teaches the repaired network on the calibration images; 0: none.",
+        metavar="N", kind=int, rule=WHOLE, default_text=HEALS,
+    )  # fmt: skip
+    heal_minutes: float | None = option(
+        None, "Instead: as many epochs of healing as fit into so many minutes here; 0: none.", metavar="M",
+        kind=float, rule=AMOUNT,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heal_epochs is not None and self.heal_minutes is not None:
+            raise MintError("heal-epochs and heal-minutes are both given. Give one of them.")
 
 
 @dataclass(frozen=True)
@@ -251,8 +307,10 @@ class Settings:
     layers: Layers = Layers()
     model: Model = Model()
     normalisation: Normalisation = Normalisation()
+    job: Job = Job()
     scoring: Scoring = Scoring()
     repair: Repair = Repair()
+    healing: Healing = Healing()
     finetuning: Finetuning = Finetuning()
     compute: Compute = Compute()
     benchmark: Benchmark = Benchmark()
@@ -342,8 +400,9 @@ def sections() -> dict[str, list[Option]]:
         "Pruning": [*of(Budget, Layers), PLAN],
         "Model": of(Model),
         "Data": [DATA, *of(Normalisation)],
+        "Task": of(Job),
         "Scoring": of(Scoring),
-        "Repair and fine-tuning": of(Repair, Finetuning),
+        "Repair and fine-tuning": of(Repair, Healing, Finetuning),
         "Running": of(Compute, Benchmark),
         "Output": [OUTPUT, DRY_RUN, FORCE, JSON, QUIET],
     }

@@ -1,4 +1,4 @@
-"""A grid of settings, one compression each: what a ratio costs in accuracy, as CSV, JSON and a plot."""
+"""A grid of settings, one compression each: what a ratio costs in quality, as CSV, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from mint_compress.files import replacing, sha256_of
 from mint_compress.preflight import check_sweep
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
+from mint_compress.reporting.records import Metric, Stages
 from mint_compress.settings import Settings, combinations
 
-SWEEP_FORMAT = 1
-STAGES = ("original", "pruned", "repaired", "finetuned")
+SWEEP_FORMAT = 2
+STAGES = tuple(one.name for one in fields(Stages))
 
 
 def sweep(
@@ -64,8 +65,8 @@ def sweep(
     -------
     list of dict
         The grid's rows: the settings, ``removed`` and ``macs_removed`` as shares, ``parameters``,
-        the accuracies on the test split after each stage, ``validation``, the accuracy to choose by,
-        ``seconds``, and ``error`` where a setting cannot be met.
+        ``metric``, its value on the test split after each stage (``quality``), ``validation``, the value to
+        choose by, ``seconds``, and ``error`` where a setting cannot be met.
 
     Raises
     ------
@@ -129,12 +130,13 @@ def _one(model: Any, data: str, settings: Settings) -> dict[str, Any]:
 
 
 def _measured(report: Report) -> dict[str, Any]:
-    assert report.ratio and report.parameters and report.macs, "every run is counted"
+    assert report.ratio and report.parameters and report.macs and report.metric, "every run is measured"
     return {
         "removed": report.ratio.removed,
         "macs_removed": 1 - report.macs.after / max(report.macs.before, 1),
         "parameters": report.parameters.after,
-        "accuracy": asdict(report.accuracy),
+        "metric": asdict(report.metric),
+        "quality": asdict(report.quality),
         "validation": report.validation.compressed,
     }
 
@@ -145,7 +147,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text())
         if content["format"] != SWEEP_FORMAT:
-            raise MintError(f"{path} has format {content['format']!r}; this version reads {SWEEP_FORMAT}.")
+            raise MintError(
+                f"{path} has format {content['format']!r}; this version reads {SWEEP_FORMAT}. "
+                "Give another name with -o."
+            )
         return list(content["rows"])
     except MintError:
         raise
@@ -165,27 +170,35 @@ def _write(rows: Sequence[dict[str, Any]], json_path: Path, csv_path: Path) -> N
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    measured = {k: v for k, v in row.items() if k not in ("settings", "accuracy")}
-    return {**row["settings"], **measured, **row.get("accuracy", {})}
+    measured = {k: v for k, v in row.items() if k not in ("settings", "metric", "quality")}
+    metric = {f"metric_{k}" if k != "name" else "metric": v for k, v in row.get("metric", {}).items()}
+    # the setting of this name says what was asked for, and gives way to what was measured
+    return {**row["settings"], **measured, **metric, **row.get("quality", {})}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per row: shares in percent, those of the stages on the test split; then the settings."""
-    line = "{:>8} {:>7} {:>11} {:>9} {:>7} {:>9} {:>10}  {}"
+    """One line per row: what went in percent, the metric after each stage on the test split; the settings."""
+    line = "{:>8} {:>7} {:>11} {:>9} {:>7} {:>9} {:>7} {:>10}  {}"
     lines = [line.format("removed", "MACs", "validation", *STAGES, "settings")]
     for row in rows:
         label = ", ".join([*_shares(row["settings"]), _label(row["settings"])])
         if row["error"]:
             lines.append(f"{label}: {row['error']}")
             continue
-        shares = (row["removed"], row["macs_removed"], row["validation"], *row["accuracy"].values())
-        cells = ("" if share is None else f"{100 * share:.2f}" for share in shares)
-        lines.append(line.format(*cells, label))
+        gone = (f"{100 * row[name]:.2f}" for name in ("removed", "macs_removed"))
+        values = (row["validation"], *(row["quality"].get(stage) for stage in STAGES))
+        cells = ("" if value is None else _plain(row["metric"], value) for value in values)
+        lines.append(line.format(*gone, *cells, label))
     return "\n".join(lines)
 
 
+def _plain(metric: Mapping[str, Any], value: float) -> str:
+    """As the metric shows it, without the unit."""
+    return Metric(**metric).shown(value).removesuffix(metric["unit"]).strip()
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Validation accuracy against the parameters removed, one line per setting but the shares.
+    """The metric on the validation split against the parameters removed, one line per setting but the shares.
 
     Who chooses by it has not looked at the test split.
 
@@ -199,9 +212,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     except ImportError:
         return False
     lines: dict[str, list[tuple[float, float]]] = {}
+    name = unit = ""
     for row in rows:
         if row["error"] is None and row["validation"] is not None:
-            point = (100 * row["removed"], 100 * row["validation"])
+            name, unit = row["metric"]["name"], row["metric"]["unit"]
+            point = (100 * row["removed"], row["validation"] * (100 if unit == "%" else 1))
             lines.setdefault(_label(row["settings"]), []).append(point)
     if not lines:
         return False
@@ -210,7 +225,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     for label, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.set_xlabel("parameters removed, %")
-    axes.set_ylabel("accuracy on the validation split, %")
+    axes.set_ylabel(f"{name} on the validation split" + (f", {unit}" if unit else ""))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with replacing(path) as temporary:

@@ -10,7 +10,8 @@ from rich.console import Console
 from mint_compress.errors import MintError
 from mint_compress.reporting import Report
 from mint_compress.reporting.records import (
-    Accuracies,
+    BeforeAfter,
+    ClassChange,
     Counts,
     DataFacts,
     Latencies,
@@ -18,15 +19,18 @@ from mint_compress.reporting.records import (
     LayerChange,
     LeftAlone,
     Machine,
+    Metric,
     Parity,
     ReceiptCounts,
     Share,
-    Validation,
+    Stages,
 )
 from mint_compress.reporting.text import left_alone_lines
 
+ACCURACY_METRIC = Metric("accuracy", "%")
+
 FULL = {
-    "format": 1,
+    "format": 2,
     "model": "vgg16.pt",
     "seed": 3,
     "command": "mint-compress vgg16.pt --ratio 0.75 -o out/small.onnx",
@@ -46,8 +50,16 @@ FULL = {
     "ratio": {"asked": 0.75, "removed": 0.7512},
     "parameters": {"before": 10_000_000, "after": 2_488_000},
     "macs": {"before": 300_000_000, "after": 75_000_000},
-    "accuracy": {"original": 0.986, "pruned": 0.52, "repaired": 0.971, "finetuned": 0.9852},
+    "task": "classification",
+    "metric": {"name": "accuracy", "unit": "%", "higher_is_better": True},
+    "quality": {"original": 0.986, "pruned": 0.52, "repaired": 0.971, "healed": 0.98, "finetuned": 0.9852},
     "validation": {"original": 0.98, "compressed": 0.9},
+    "details": {"balanced accuracy": {"original": 0.97, "compressed": 0.75}},
+    "classes": [
+        {"number": 0, "original": 1.0, "compressed": 0.9, "support": 40},
+        {"number": 1, "original": 0.94, "compressed": 0.6, "support": 1_000},
+        {"number": 2, "original": None, "compressed": None, "support": 0},
+    ],
     "layers": [
         {"pair": "conv1 -> conv2", "before": 4_000, "after": 1_000},
         {"pair": "conv[2] -> fc", "before": 250, "after": 250},
@@ -70,10 +82,10 @@ FULL = {
     "sha256": {"out/small.onnx": "ab", "out/small.safetensors": "cd"},
     "notes": ["1,024 calibration images."],
 }
-"""What format 1 has always written of the report ``full``."""
+"""What format 2 has always written of the report ``full``."""
 
 EMPTY = {
-    "format": 1,
+    "format": 2,
     "model": None,
     "seed": None,
     "command": None,
@@ -84,8 +96,12 @@ EMPTY = {
     "ratio": {"asked": None, "removed": None},
     "parameters": {"before": None, "after": None},
     "macs": {"before": None, "after": None},
-    "accuracy": {"original": None, "pruned": None, "repaired": None, "finetuned": None},
+    "task": None,
+    "metric": {"name": None, "unit": None, "higher_is_better": None},
+    "quality": {"original": None, "pruned": None, "repaired": None, "healed": None, "finetuned": None},
     "validation": {"original": None, "compressed": None},
+    "details": {},
+    "classes": [],
     "layers": [],
     "left_alone": [],
     "receipt": {"modules": None, "tensors": None, "export": None},
@@ -117,8 +133,16 @@ def full() -> Report:
         ratio=Share(asked=0.75, removed=0.7512),
         parameters=Counts(10_000_000, 2_488_000),
         macs=Counts(300_000_000, 75_000_000),
-        accuracy=Accuracies(original=0.986, pruned=0.52, repaired=0.971, finetuned=0.9852),
-        validation=Validation(original=0.98, compressed=0.9),
+        task="classification",
+        metric=ACCURACY_METRIC,
+        quality=Stages(0.986, 0.52, 0.971, 0.98, 0.9852),
+        validation=BeforeAfter(original=0.98, compressed=0.9),
+        details={"balanced accuracy": BeforeAfter(0.97, 0.75)},
+        classes=(
+            ClassChange(0, 1.0, 0.9, 40),
+            ClassChange(1, 0.94, 0.6, 1_000),
+            ClassChange(2, None, None, 0),
+        ),
         layers=(LayerChange("conv1 -> conv2", 4_000, 1_000), LayerChange("conv[2] -> fc", 250, 250)),
         left_alone=(
             LeftAlone("fc", "the network's output"),
@@ -137,7 +161,7 @@ def full() -> Report:
     )
 
 
-def test_the_json_is_what_format_1_has_always_been(full: Report) -> None:
+def test_the_json_is_what_format_2_has_always_been(full: Report) -> None:
     # as text, for the order of the keys counts at every depth
     assert full.to_json() == json.dumps(FULL, indent=2)
     assert Report().to_json() == json.dumps(EMPTY, indent=2)
@@ -153,17 +177,25 @@ def test_what_is_read_is_what_was_written(full: Report) -> None:
 
 
 def test_a_key_that_is_not_there_is_none() -> None:
-    assert Report.from_dict({"format": 1}) == Report()
-    accuracy = {"original": 0.9, "pruned": 0.5}
-    old = Report.from_dict({"format": 1, "accuracy": accuracy, "parity": {"max_abs": 1e-6, "max_rel": 1e-7}})
-    assert old == Report(accuracy=Accuracies(0.9, 0.5), parity=Parity(1e-6, 1e-7, None))
+    assert Report.from_dict({"format": 2}) == Report()
+    quality = {"original": 0.9, "pruned": 0.5}
+    old = Report.from_dict({"format": 2, "quality": quality, "parity": {"max_abs": 1e-6, "max_rel": 1e-7}})
+    assert old == Report(quality=Stages(0.9, 0.5), parity=Parity(1e-6, 1e-7, None))
+
+
+def test_reports_of_format_1_had_accuracy_alone() -> None:
+    accuracy = {"original": 0.9, "pruned": 0.5, "repaired": None, "finetuned": 0.875}
+    report = Report.from_dict({"format": 1, "model": "a.pt", "accuracy": accuracy})
+    assert report == Report(model="a.pt", metric=ACCURACY_METRIC, quality=Stages(0.9, 0.5, None, None, 0.875))
+    assert report.accuracy.finetuned == 0.875
+    assert replace(report, metric=Metric("mIoU", "%")).accuracy == Stages()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "The report has format 2; this version reads 1. Update mint-compress."),
-        ({"format": None}, "The report has format None; this version reads 1."),
+        ({"format": 3}, "The report has format 3; this version reads 2. Update mint-compress."),
+        ({"format": None}, "The report has format None; this version reads 2."),
         ({"energy": 3}, "The report has a key 'energy' that this version does not know. Update"),
         ({"receipt": {"modules": 1, "onnx": 3}}, "The report has a key 'receipt.onnx' that this version"),
         ({"seed": "three"}, "This is not a report, or a damaged one: seed is 'three'."),
@@ -190,18 +222,18 @@ def test_other_files_are_no_reports(text: str) -> None:
 
 
 def test_stages_fill_it_in_part_by_part() -> None:
-    report = replace(Report(), accuracy=Accuracies(original=0.9))
-    report = replace(report, accuracy=replace(report.accuracy, pruned=0.5))
-    accuracy = {"original": 0.9, "pruned": 0.5, "repaired": None, "finetuned": None}
-    assert report.to_dict() == {**EMPTY, "accuracy": accuracy}
+    report = replace(Report(), quality=Stages(original=0.9))
+    report = replace(report, quality=replace(report.quality, pruned=0.5))
+    quality = {"original": 0.9, "pruned": 0.5, "repaired": None, "healed": None, "finetuned": None}
+    assert report.to_dict() == {**EMPTY, "quality": quality}
 
 
 def test_numbers_of_numpy_and_non_finite_ones_are_plain_json() -> None:
     seed, share = np.int64(4), np.float32(0.5)
-    report = Report(speedup=math.inf, seed=seed, accuracy=Accuracies(share, math.nan))  # type: ignore[arg-type]
+    report = Report(speedup=math.inf, seed=seed, quality=Stages(share, math.nan))  # type: ignore[arg-type]
     read = json.loads(report.to_json())
     assert read["speedup"] is None and read["seed"] == 4
-    assert read["accuracy"]["original"] == 0.5 and read["accuracy"]["pruned"] is None
+    assert read["quality"]["original"] == 0.5 and read["quality"]["pruned"] is None
 
 
 def test_a_share_of_nothing_is_not_known() -> None:
@@ -209,12 +241,15 @@ def test_a_share_of_nothing_is_not_known() -> None:
     assert Counts(0, 0).removed is None
 
 
-def test_the_last_ten_lines_say_whether_to_ship(full: Report) -> None:
-    assert str(full).splitlines()[-10:] == [
+def test_the_last_lines_say_whether_to_ship(full: Report) -> None:
+    assert str(full).splitlines()[-13:] == [
         "Parameters  10,000,000 -> 2,488,000, 75.12 % removed (asked 75.00 %)",
         "MACs        300,000,000 -> 75,000,000, 75.00 % removed (4.00x fewer)",
         "Accuracy    98.60 % original, 52.00 % after removal",
-        "            97.10 % after repair, 98.52 % after fine-tuning (-0.08 points)",
+        "            97.10 % after repair, 98.00 % after healing",
+        "            98.52 % after fine-tuning (-0.08 points)",
+        "            balanced accuracy 97.00 % -> 75.00 %",
+        "            class 1 lost most: 94.0 % -> 60.0 % of 1,000",
         "Receipt     three ways agree: 2,488,000 parameters",
         "Parity      differs by at most 2.1e-07 (3.0e-07 relative), top-1 same on 100.0 %",
         "Original    median 12.50 ms, p90 13.00 ms, p99 14.25 ms (812 runs)",
@@ -258,7 +293,7 @@ def test_every_group_left_alone_is_named() -> None:
 
 def test_nothing_measured_says_so_and_writes_nothing() -> None:
     lines = str(Report()).split("\n")
-    for title in ("Parameters", "MACs", "Accuracy", "Receipt", "Parity", "Speed-up"):
+    for title in ("Parameters", "MACs", "Quality", "Receipt", "Parity", "Speed-up"):
         assert f"{title:<12}not measured" in lines
     for title in ("Original", "Pruned"):
         assert f"{title:<12}latency not measured" in lines
@@ -273,8 +308,26 @@ def test_counts_that_differ_are_shouted(full: Report) -> None:
 
 
 def test_accuracy_without_fine_tuning_compares_the_repaired_model(full: Report) -> None:
-    report = replace(full, accuracy=Accuracies(original=0.9, pruned=0.3, repaired=0.875))
+    report = replace(full, quality=Stages(original=0.9, pruned=0.3, repaired=0.875))
     assert "87.50 % after repair, not fine-tuned (-2.50 points)" in str(report)
+
+
+def test_every_metric_is_said_in_its_unit(full: Report) -> None:
+    quality = Stages(0.25, 4.5, 0.5)
+    said = str(replace(full, metric=Metric("MAE", "mm", higher_is_better=False), quality=quality))
+    assert "MAE         0.2500 mm original, 4.500 mm after removal" in said
+    assert "0.5000 mm after repair, not fine-tuned (+0.25 mm)" in said
+    assert "mIoU        25.00 % original" in str(replace(full, metric=Metric("mIoU", "%"), quality=quality))
+    assert "R²          0.2500 original" in str(replace(full, metric=Metric("R²"), quality=quality))
+
+
+@pytest.mark.parametrize(
+    ("higher", "value", "than", "worse"),
+    [(True, 0.5, 0.6, True), (True, 0.6, 0.5, False), (False, 0.6, 0.5, True), (True, math.nan, 0.1, True)]
+    + [(True, 0.5, 0.5, False), (False, math.nan, math.nan, False)],
+)
+def test_a_metric_knows_its_direction(higher: bool, value: float, than: float, worse: bool) -> None:
+    assert Metric("any", higher_is_better=higher).is_worse(value, than) is worse
 
 
 def test_it_fits_80_columns_and_has_no_colour_codes(full: Report) -> None:

@@ -42,7 +42,7 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
             continue
         assert row["error"] is None
         assert row["parameters"] == report.parameters.after and row["removed"] == report.ratio.removed
-        assert row["accuracy"] == asdict(report.accuracy)
+        assert row["quality"] == asdict(report.quality)
         assert row["validation"] == report.validation.compressed is not None
     assert any(row["error"] is None for row in rows)
 
@@ -81,7 +81,7 @@ def test_rows_of_another_network_or_that_failed_are_made_again(tmp_path: Path) -
         one, two = Chain(16, 16), Chain(16, 16)
     for model in (one, two, one):
         sweep(model, DATA, {"ratio": (0.3,)}, tmp_path / "out.csv", done=made.append, **SETTINGS)
-    assert len(made) == 2 and made[0]["accuracy"] != made[1]["accuracy"]
+    assert len(made) == 2 and made[0]["quality"] != made[1]["quality"]
     for _ in range(2):
         sweep(one, DATA, {"ratio": (0.3, 0.99)}, tmp_path / "out.csv", done=made.append, **SETTINGS)
     assert [row["error"] is None for row in made] == [True, True, False, False]

@@ -20,6 +20,8 @@ from mint_compress.settings import (
     Budget,
     Compute,
     Finetuning,
+    Healing,
+    Job,
     Layers,
     Model,
     Normalisation,
@@ -162,7 +164,8 @@ SWEEP: Sections = {
     "Pruning": [*_some(Budget, only=("round_to", "cost")), *_some(Layers)],
     "Model": _some(Model),
     "Data": [DATA, *_some(Normalisation), *_some(Scoring, only=("calibration_images",))],
-    "Repair and fine-tuning": _some(Repair, Finetuning),
+    "Task": _some(Job),
+    "Repair and fine-tuning": _some(Repair, Healing, Finetuning),
     "Running": _some(Compute, only=("device",)),
     "Output": [
         replace(

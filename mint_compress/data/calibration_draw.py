@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mint_compress.data.datasets import Source, batches
 from mint_compress.data.specs import Data, synthetic_images
 from mint_compress.errors import MintError, our_own
 from mint_compress.nn.contexts import evaluating, hooked
-from mint_compress.nn.io import Inputs, InputShape, count, is_single, run, to
+from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, run, select, to
 
 ACTIVATIONS = 4 * 2**30
 """Bytes that calibration may keep alive; larger networks get fewer images by default."""
@@ -58,6 +59,16 @@ def draw(
             "Ask for fewer."
         )
     return to(images, device)
+
+
+def first_inputs(source: Source, wanted: int) -> Inputs:
+    """The first inputs that a source gives, at most so many."""
+    parts: list[Inputs] = []
+    for inputs, _ in batches(source, wanted):
+        parts.append(inputs)
+        if sum(map(count, parts)) >= wanted:
+            break
+    return select(concatenate(parts), slice(wanted))
 
 
 def affordable(model: nn.Module, example: Inputs, wanted: int) -> int:

@@ -24,6 +24,7 @@ def check_parity(
     samples: Inputs,
     *,
     tolerance: float = 1e-4,
+    logits: int | None = 0,
 ) -> Parity:
     """Compare a session with the module, one sample at a time (seven of them) and all in sevens.
 
@@ -37,6 +38,8 @@ def check_parity(
         Real inputs (n, ...), a dict of them by name. Fewer than seven are repeated.
     tolerance
         Largest difference allowed, as a share of the largest magnitude of that output.
+    logits
+        Which output has a logit for every class in its second dimension; None: there are no classes.
 
     Raises
     ------
@@ -58,8 +61,8 @@ def check_parity(
                 [_largest(want.astype(np.float64) - have) for want, have in zip(expected, got, strict=True)]
             )
             magnitudes.append([_largest(want) for want in expected])
-            if expected[0].ndim > 1 and expected[0].shape[1] > 1:
-                agreed.append((expected[0].argmax(1) == got[0].argmax(1)).ravel())
+            if logits is not None and expected[logits].ndim > 1 and expected[logits].shape[1] > 1:
+                agreed.append((expected[logits].argmax(1) == got[logits].argmax(1)).ravel())
     gap, magnitude = np.max(gaps, axis=0), np.max(magnitudes, axis=0)
     with np.errstate(divide="ignore"):
         relative = float(np.max(np.divide(gap, magnitude, out=np.zeros_like(gap), where=gap != 0)))

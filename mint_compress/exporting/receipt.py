@@ -67,6 +67,7 @@ def verify(
     device: str = "auto",
     threads: int = 1,
     tolerance: float = 1e-4,
+    logits: int | None = 0,
     progress: Progress | None = None,
 ) -> tuple[Receipt, Parity]:
     """Check the receipt and the parity of an exported model.
@@ -90,7 +91,7 @@ def verify(
     )
     tell("verify", 1, 2)
     session = find_exporter(export.path).open(export.path, device=device, threads=threads)
-    parity = check_parity(pruned, session, samples, tolerance=tolerance)
+    parity = check_parity(pruned, session, samples, tolerance=tolerance, logits=logits)
     tell("verify", 2, 2)
     return receipt, parity
 

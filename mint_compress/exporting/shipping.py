@@ -99,6 +99,7 @@ def ship(
     shipment: Shipment,
     how: Benchmark,
     *,
+    logits: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
@@ -117,6 +118,8 @@ def ship(
         Of :func:`exported_first`.
     how
         To run and time the exports.
+    logits
+        As for :func:`mint_compress.exporting.parity.check_parity`.
 
     Returns
     -------
@@ -135,7 +138,8 @@ def ship(
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
     receipt, parity = verify(
         original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
-        tensors_path=stage.tensors, device=how.provider, threads=how.threads, progress=progress,
+        tensors_path=stage.tensors, device=how.provider, threads=how.threads, logits=logits,
+        progress=progress,
     )  # fmt: skip
     times = _time_both(shipment.original, after, images, how, progress)
     idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)

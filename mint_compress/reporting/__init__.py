@@ -11,28 +11,33 @@ from typing import TYPE_CHECKING, Any
 from mint_compress.errors import MintError
 from mint_compress.reporting.plain_data import nulls, plain, read_record
 from mint_compress.reporting.records import (
-    Accuracies,
+    BeforeAfter,
+    ClassChange,
     Counts,
     DataFacts,
     Latencies,
     LayerChange,
     LeftAlone,
     Machine,
+    Metric,
     Parity,
     ReceiptCounts,
     Share,
-    Validation,
+    Stages,
 )
 from mint_compress.reporting.text import as_text, report_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON; it rises when a key changes its meaning or goes away."""
+ACCURACY = "accuracy"
+"""Name of the metric of a classifier: the share of the samples that it gets right."""
 
 _KEPT: Mapping[str, type] = {
     "ratio": Share,
+    "metric": Metric,
     "parameters": Counts,
     "macs": Counts,
     "receipt": ReceiptCounts,
@@ -62,10 +67,16 @@ class Report:
         Of the parameters. A share of the MACs that was asked for is in the ``plan``.
     parameters, macs
         Totals; MACs are of one sample.
-    accuracy
-        On the test split.
+    task, metric
+        What the network is for, and what its quality is measured in.
+    quality
+        The metric on the test split after each stage.
     validation
-        On the validation split: what to compare settings by.
+        The same on the validation split: what to compare settings by.
+    details
+        Further figures by name, such as the balanced accuracy.
+    classes
+        The metric of every class; empty where there are none.
     layers
         Weights per pair of layers, then everything else.
     left_alone
@@ -95,8 +106,12 @@ class Report:
     ratio: Share | None = None
     parameters: Counts | None = None
     macs: Counts | None = None
-    accuracy: Accuracies = field(default_factory=Accuracies)
-    validation: Validation = field(default_factory=Validation)
+    task: str | None = None
+    metric: Metric | None = None
+    quality: Stages = field(default_factory=Stages)
+    validation: BeforeAfter = field(default_factory=BeforeAfter)
+    details: Mapping[str, BeforeAfter] = field(default_factory=dict)
+    classes: tuple[ClassChange, ...] = ()
     layers: tuple[LayerChange, ...] = ()
     left_alone: tuple[LeftAlone, ...] = ()
     receipt: ReceiptCounts | None = None
@@ -108,6 +123,11 @@ class Report:
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> Stages:
+        """The quality where it is measured in accuracy; elsewhere nothing was measured."""
+        return self.quality if self.metric is not None and self.metric.name == ACCURACY else Stages()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -136,6 +156,8 @@ class Report:
         MintError
             Another format, a key that this version does not know, or a value that cannot be there.
         """
+        if isinstance(data, Mapping) and data.get("format") == 1:
+            data = _of_format_1(data)
         if isinstance(data, Mapping) and data.get("format") != FORMAT:
             raise MintError(
                 f"The report has format {data.get('format')!r}; this version reads {FORMAT}. "
@@ -161,3 +183,9 @@ class Report:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from report_text(self)
+
+
+def _of_format_1(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same report in today's format: there was one metric only."""
+    renamed = {"quality" if key == "accuracy" else key: value for key, value in data.items()}
+    return {**renamed, "format": FORMAT, "metric": plain(Metric(ACCURACY, "%"))}

@@ -85,7 +85,8 @@ def _read(hint: Any, data: Any, path: str) -> Any:
     if get_origin(hint) is Mapping and isinstance(data, Mapping):
         return {key: _read(kinds[1], one, _below(path, key)) for key, one in data.items()}
     scalars = (int, float) if hint is float else hint
-    if isinstance(hint, type) and isinstance(data, scalars) and not isinstance(data, bool):
+    # True and False are whole numbers to Python, and nowhere else
+    if isinstance(hint, type) and isinstance(data, scalars) and isinstance(data, bool) == (hint is bool):
         return data
     raise _damaged(path, data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class DataFacts:
     input_shape
         Of one sample, without the batch: numbers, or a tuple or dict of such where there are several inputs.
     classes
-        Number of classes.
+        Number of classes; None where the targets are no class labels.
     train, validation, test
         Images that one pass over each split gives; None where a loader does not say.
     mean, std
@@ -45,7 +46,7 @@ class DataFacts:
 
     name: str
     input_shape: Any
-    classes: int
+    classes: int | None
     train: int | None
     validation: int | None
     test: int | None
@@ -114,21 +115,63 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Accuracies:
-    """Shares in [0, 1] on the test split, of the original and of the smaller network after each stage."""
+class Stages:
+    """The metric's value on the test split, of the original and of the smaller network after each stage.
+
+    Attributes
+    ----------
+    original
+        Before anything is removed.
+    pruned, repaired, healed, finetuned
+        After the removal, the closed-form repair, the healing on images alone, and the fine-tuning.
+    """
 
     original: float | None = None
     pruned: float | None = None
     repaired: float | None = None
+    healed: float | None = None
     finetuned: float | None = None
+
+    @property
+    def last(self) -> float | None:
+        """Of the network that came out in the end."""
+        stages = (self.finetuned, self.healed, self.repaired, self.pruned)
+        return next((value for value in stages if value is not None), None)
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Shares in [0, 1] on the validation split."""
+class BeforeAfter:
+    """One figure of the original and of the compressed network."""
 
     original: float | None = None
     compressed: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What the metric is for one class: recall, intersection over union, average precision.
+
+    Attributes
+    ----------
+    number
+        Of the class, from 0.
+    original, compressed
+        Shares in [0, 1]; None where the test data have nothing of the class.
+    support
+        Samples, pixels or objects of it.
+    """
+
+    number: int
+    original: float | None
+    compressed: float | None
+    support: int
+
+    @property
+    def lost(self) -> float:
+        """How much went; -inf where that is not known."""
+        if self.original is None or self.compressed is None:
+            return -math.inf
+        return self.original - self.compressed
 
 
 @dataclass(frozen=True)
@@ -183,7 +226,7 @@ class Parity:
     max_rel
         The same, divided by the largest magnitude of that output.
     top1
-        Share of samples with the same argmax of the first output; None where that has no classes.
+        Share of samples with the same largest logit; None where the task is not classification.
     """
 
     max_abs: float

@@ -7,14 +7,15 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mint_compress.reporting.records import (
-    Accuracies,
     Counts,
     Latencies,
     Latency,
     LayerChange,
     LeftAlone,
+    Metric,
     Parity,
     ReceiptCounts,
+    Stages,
 )
 
 if TYPE_CHECKING:
@@ -109,13 +110,14 @@ def _layer_table(layers: Sequence[LayerChange]) -> Table:
 
 
 def _summary(report: Report) -> Iterator[tuple[str, str]]:
-    """At most ten (title, line) pairs: who reads only these knows whether to ship."""
+    """A few (title, line) pairs: who reads only these knows whether to ship."""
     asked = report.ratio.asked if report.ratio else None
     yield "Parameters", _change(report.parameters) + _asked(asked)
     fewer = "" if report.macs_ratio is None else f" ({report.macs_ratio:.2f}x fewer)"
     of_macs = report.plan.get("asked_macs") if report.plan else None
     yield "MACs", _change(report.macs) + _asked(of_macs) + fewer
-    yield from _accuracy_lines(report.accuracy)
+    yield from _quality_lines(report.metric, report.quality)
+    yield from _detail_lines(report)
     yield "Receipt", _receipt_line(report.receipt)
     yield "Parity", _parity_line(report.parity)
     yield from _latency_lines(report.latency_ms)
@@ -134,19 +136,45 @@ def _change(counts: Counts | None) -> str:
     return f"{counts.before:,} -> {counts.after:,}{removed}"
 
 
-def _accuracy_lines(accuracy: Accuracies) -> Iterator[tuple[str, str]]:
-    original, pruned, repaired, finetuned = (
-        accuracy.original, accuracy.pruned, accuracy.repaired, accuracy.finetuned
-    )  # fmt: skip
-    if accuracy == Accuracies():
-        yield "Accuracy", "not measured"
+def _quality_lines(metric: Metric | None, quality: Stages) -> Iterator[tuple[str, str]]:
+    if metric is None or quality == Stages():
+        yield "Quality", "not measured"
         return
-    yield "Accuracy", f"{_percent(original, 2)} original, {_percent(pruned, 2)} after removal"
-    last = next((value for value in (finetuned, repaired, pruned) if value is not None), None)
-    change = "" if last is None or original is None else f" ({100 * (last - original):+.2f} points)"
-    repair = "not repaired" if repaired is None else f"{_percent(repaired, 2)} after repair"
-    tuning = "not fine-tuned" if finetuned is None else f"{_percent(finetuned, 2)} after fine-tuning"
-    yield "", f"{repair}, {tuning}{change}"
+    stages = (
+        ("{} original", quality.original, ""),
+        ("{} after removal", quality.pruned, "not measured after removal"),
+        ("{} after repair", quality.repaired, "not repaired"),
+        ("{} after healing", quality.healed, ""),
+        ("{} after fine-tuning", quality.finetuned, "not fine-tuned"),
+    )
+    told = [absent if value is None else text.format(metric.shown(value)) for text, value, absent in stages]
+    said = [one for one in told if one]
+    lines = [", ".join(said[start : start + 2]) for start in range(0, len(said), 2)]
+    if quality.last is not None and quality.original is not None:
+        lines[-1] += f" ({metric.change(quality.original, quality.last)})"
+    yield from zip([_title(metric.name), *[""] * len(lines)], lines, strict=False)
+
+
+def _title(name: str) -> str:
+    """With a capital, unless it has one, and short enough to stand before its line."""
+    return name if name != name.lower() or len(name) > 11 else name.capitalize()
+
+
+def _detail_lines(report: Report) -> Iterator[tuple[str, str]]:
+    """Further figures, and the class that lost most: what one number hides."""
+    if report.metric is None:
+        return
+    figures = [
+        f"{name} {report.metric.shown(figure.original)}"
+        if figure.compressed == figure.original or figure.compressed is None
+        else f"{name} {report.metric.shown(figure.original)} -> {report.metric.shown(figure.compressed)}"
+        for name, figure in report.details.items()
+    ]
+    worst = max(report.classes, key=lambda one: one.lost, default=None)
+    if worst is not None and worst.lost > 0:
+        share = f"{_percent(worst.original)} -> {_percent(worst.compressed)} of {worst.support:,}"
+        figures.append(f"class {worst.number} lost most: {share}")
+    yield from (("", figure) for figure in figures)
 
 
 def _receipt_line(receipt: ReceiptCounts | None) -> str:

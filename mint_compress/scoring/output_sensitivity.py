@@ -117,10 +117,22 @@ def _slopes(
 
 
 def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
-    """The sum of all outputs with random signs; None where they have no derivative."""
+    """The sum of all outputs with random signs; None where they have no derivative.
+
+    Of several outputs, each is first scaled so that its variance in all of one sample is 1: a map of many
+    pixels or of large numbers must not drown the others.
+    """
+    found = [out for out in tensors_in(outputs) if out.requires_grad]
     parts = [
-        (out * (2 * torch.randint(2, out.shape, generator=generator) - 1).to(out)).sum()
-        for out in tensors_in(outputs)
-        if out.requires_grad
+        (out * (2 * torch.randint(2, out.shape, generator=generator) - 1).to(out)).sum() * _scale(out, found)
+        for out in found
     ]
     return torch.stack(parts).sum() if parts else None
+
+
+def _scale(out: Tensor, every: Sequence[Tensor]) -> float:
+    if len(every) == 1:
+        return 1.0
+    energy = out.detach().double().var(correction=0) * out[0].numel()
+    # a constant says nothing, and its derivatives must not weigh
+    return float(energy.clamp_min(1e-24).rsqrt()) if energy > 0 else 0.0

@@ -35,14 +35,15 @@ def output_distance(outputs: Any, taught: Any) -> Tensor:
         raise MintError(
             f"Outputs of shapes {shapes[0]} cannot be compared with outputs of shapes {shapes[1]}."
         )
-    return torch.stack([_lacking(ours, theirs) for ours, theirs in pairs]).mean()
+    return torch.stack([lacking(ours, theirs) for ours, theirs in pairs]).mean()
 
 
 def _floats(outputs: Any) -> list[Tensor]:
     return [x for x in tensors_in(outputs) if x.is_floating_point()]
 
 
-def _lacking(ours: Tensor, theirs: Tensor) -> Tensor:
+def lacking(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference over the variance of ``theirs``, a scalar; both are of one shape."""
     theirs = theirs.detach().float()
     # of a single constant the variance is 0; its size stands in then
     scale = theirs.var(correction=0).clamp_min(1e-6 * theirs.square().mean()).clamp_min(1e-12)

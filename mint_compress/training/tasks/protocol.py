@@ -55,13 +55,18 @@ class Task:
         As said after ``--task``.
     metric
         By which networks are compared.
-    imitates
-        Whether the original's outputs are the targets; those of the data are not looked at.
+    trained_on_original, measured_on_original
+        Whether training, and the metric, go by the original's outputs; the targets of the data are not
+        looked at.
+    logits
+        Which of the outputs' tensors has a logit for every class; None where there are no classes.
     """
 
     name: str = "own"
     metric: Metric
-    imitates: bool = False
+    trained_on_original: bool = False
+    measured_on_original: bool = False
+    logits: int | None = None
 
     def check(self, outputs: Any, targets: Any, whose: str) -> tuple[str, ...]:
         """Hold targets against outputs of the same samples before anything is computed.

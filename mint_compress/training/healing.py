@@ -1,0 +1,254 @@
+"""Healing: a repaired network learns from the original on images alone, without labels.
+
+After the closed-form repair a network is close to the original, and a training that treats it as new
+undoes that. Healing keeps what is there: the statistics of normalisation stay as they are, steps are
+small, and beside the outputs, activations on the way are held to the original's, at the channels that
+are left (FitNets, Romero et al., ICLR 2015, with the identity for the regressor).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mint_compress.data.datasets import flip_and_crop
+from mint_compress.errors import MintError, foreign
+from mint_compress.nn.contexts import evaluating, placed, seeded
+from mint_compress.nn.counting import module_macs
+from mint_compress.nn.devices import resolve_device
+from mint_compress.nn.io import Inputs, count, run, select, split, to
+from mint_compress.progress import Progress
+from mint_compress.settings import Compute
+from mint_compress.surgery.pruning_plan import PruningPlan
+from mint_compress.training.hyperparameters import Hyperparameters
+from mint_compress.training.matching import matched, places_to_match
+from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
+from mint_compress.training.optimizer import sgd
+from mint_compress.training.schedule import one_cycle
+from mint_compress.training.tasks.protocol import Task
+from mint_compress.training.updating import trainable
+
+MATCHING_WEIGHS = 3.0
+"""Weight of the activations on the way beside the outputs, both as shares of the original's variance."""
+LR, BATCH_SIZE, WEIGHT_DECAY = 0.01, 64, 1e-4
+MOST_EPOCHS = 10
+AFFORDABLE_MACS = {"cpu": 4e12, "cuda": 2e14}
+"""Multiply-accumulate operations of a healing of which nobody said how long it may take."""
+TIMED = 3
+"""Updates that are tried, without a step, to tell how many fit into some minutes."""
+CHECK_EVERY = 10
+"""Updates between looks at the loss: each look makes a GPU wait."""
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What a healing came to.
+
+    Attributes
+    ----------
+    epochs
+        That were gone through; 0 where one would have taken longer than it was given.
+    before, after
+        How far the outputs are from the original's on held-out images, see
+        :meth:`mint_compress.training.tasks.protocol.Task.divergence`; NaN without such images.
+    """
+
+    epochs: int
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is the healed network that is left."""
+        return self.epochs > 0 and not self.after >= self.before
+
+    def __str__(self) -> str:
+        if not self.epochs:
+            return "not healed: one epoch would take long; --heal-epochs or --heal-minutes says how much"
+        said = f"distance of the outputs on held-out images {self.before:.3g} -> {self.after:.3g}"
+        undone = "" if self.kept else "; undone, as it was no closer to the original"
+        return f"healed without labels for {self.epochs} epochs: {said}{undone}"
+
+
+def heal_(
+    model: nn.Module,
+    original: nn.Module,
+    plan: PruningPlan,
+    images: Inputs,
+    *,
+    held_out: Inputs | None = None,
+    task: Task | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    lr: float = LR,
+    batch_size: int = BATCH_SIZE,
+    augment: bool = True,
+    device: str | torch.device = Compute.device,
+    seed: int = Compute.seed,
+    progress: Progress | None = None,
+) -> Healing:
+    """Train ``model`` in place to give what ``original`` gives, on images without labels.
+
+    Parameters
+    ----------
+    model
+        The network after surgery, and mostly after its repair. Ends in eval mode.
+    original
+        The network before; left as it was.
+    plan
+        What was removed.
+    images
+        Real inputs (n, ...).
+    held_out
+        Others, on which the healed network must be closer to the original than before; otherwise the
+        weights are put back.
+    task
+        Says how far outputs are apart; by default every output counts alike.
+    epochs, minutes
+        How long; by default as many epochs, at most 10, as 4e12 multiply-accumulate operations pay for
+        (2e14 on a GPU), which is some minutes. ``minutes`` depends on the machine, and so does the result.
+    lr
+        The highest learning rate of the cycle.
+    batch_size
+        Images an update.
+    augment
+        Flip and shift images (n, 3, H, W).
+    progress
+        Called as ("healing", updates done, updates in all).
+
+    Returns
+    -------
+    Healing
+
+    Raises
+    ------
+    MintError
+        The loss is not finite, or a forward pass has no backward one.
+    """
+    where = resolve_device(device)
+    numbers = Hyperparameters(lr=lr, batch_size=batch_size, weight_decay=WEIGHT_DECAY, seed=seed)
+    with ExitStack() as stack:
+        for context in (seeded(seed, where), placed(original, where), evaluating(original)):
+            stack.enter_context(context)
+        stack.enter_context(trainable(model, where))
+        updates = _Updates(model, original, plan, images, task or Task(), numbers, augment, where)
+        if epochs is None:
+            epochs = updates.affordable() if minutes is None else updates.within(60 * minutes)
+        if not epochs:
+            return Healing(0, math.nan, math.nan)
+        before, weights = updates.apart(held_out), copy.deepcopy(model.state_dict())
+        updates.go_through(epochs, progress)
+        healing = Healing(epochs, before, updates.apart(held_out))
+        if not healing.kept:
+            model.load_state_dict(weights)
+    return healing
+
+
+class _Updates:
+    """Updates of a network towards another, with the statistics of normalisation as they are."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        plan: PruningPlan,
+        images: Inputs,
+        task: Task,
+        numbers: Hyperparameters,
+        augment: bool,
+        device: torch.device,
+    ) -> None:
+        self.model, self.original, self.images, self.task = model, original, images, task
+        self.numbers, self.device = numbers, device
+        self.places = places_to_match(original, plan, to(select(images, slice(1)), device))
+        self.generator = torch.Generator().manual_seed(numbers.seed)
+        self.padding = _padding(images) if augment else 0
+        self.steps = max(1, count(images) // numbers.batch_size)
+        few = to(select(images, slice(2)), device)
+        self.layout = torch.contiguous_format
+        if take_channels_last((model, original), few, device):
+            self.layout = torch.channels_last
+        lay_out_(model, self.layout)
+
+    def affordable(self) -> int:
+        """Epochs that :data:`AFFORDABLE_MACS` pay for; a backward pass costs two forward ones."""
+        one = to(select(self.images, slice(1)), self.device)
+        macs = module_macs(self.original, one).total + 3 * module_macs(self.model, one).total
+        most = AFFORDABLE_MACS["cuda" if self.device.type == "cuda" else "cpu"]
+        return min(MOST_EPOCHS, int(most / (max(macs, 1) * count(self.images))))
+
+    def within(self, seconds: float) -> int:
+        """Epochs that fit into so many seconds, as far as a few updates without a step tell."""
+        batches = itertools.islice(self._batches(), TIMED + 1)
+        with matched(self.model, self.original, self.places) as on_the_way:
+            self._learn(next(batches), on_the_way)
+            start = time.perf_counter()
+            for batch in batches:
+                self._learn(batch, on_the_way)
+        each = (time.perf_counter() - start) / min(TIMED, max(1, self.steps - 1))
+        return int(seconds / (each * self.steps))
+
+    def go_through(self, epochs: int, progress: Progress | None) -> None:
+        """Learn from all images so many times."""
+        optimizer = sgd(self.model, self.numbers)
+        total = epochs * self.steps
+        with matched(self.model, self.original, self.places) as on_the_way:
+            for step, batch in enumerate(itertools.chain(*(self._batches() for _ in range(epochs)))):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.numbers.lr * one_cycle(step, total)
+                optimizer.zero_grad()
+                loss = self._learn(batch, on_the_way)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.numbers.max_grad_norm)
+                optimizer.step()
+                if step % CHECK_EVERY == 0 and not loss.isfinite():
+                    raise MintError(f"The loss of healing is no longer finite at update {step + 1}.")
+                if progress:
+                    progress("healing", step + 1, total)
+
+    def apart(self, images: Inputs | None) -> float:
+        """How far the outputs are from the original's; NaN without images."""
+        if images is None:
+            return math.nan
+        total = 0.0
+        with torch.no_grad():
+            for part, _ in split(images, self.numbers.batch_size):
+                batch = laid_out(to(part, self.device), self.layout)
+                taught, outputs = run(self.original, batch), run(self.model, batch)
+                total += float(self.task.divergence(outputs, taught)) * count(part)
+        return total / count(images)
+
+    def _batches(self) -> Iterator[Inputs]:
+        order = torch.randperm(count(self.images), generator=self.generator)
+        # the rest of the images comes first in other epochs
+        for rows in order.split(self.numbers.batch_size)[: self.steps]:
+            batch = to(select(self.images, rows), self.device)
+            if self.padding and isinstance(batch, Tensor):
+                batch = flip_and_crop(batch, padding=self.padding, generator=self.generator)
+            yield laid_out(batch, self.layout)
+
+    def _learn(self, batch: Inputs, on_the_way: Callable[[], Tensor | None]) -> Tensor:
+        """Add the gradients of one batch; return its loss."""
+        with torch.no_grad():
+            taught = run(self.original, batch)
+        outputs = run(self.model, batch)
+        loss = self.task.divergence(outputs, taught)
+        if (lacking := on_the_way()) is not None:
+            loss = loss + MATCHING_WEIGHS * lacking
+        with foreign("The network's backward pass"):
+            loss.backward()
+        return loss.detach()
+
+
+def _padding(images: Inputs) -> int:
+    """Pixels by which images are shifted at most; 0 for what is no colour image."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        return 0
+    return min(images.shape[2:]) // 8

@@ -338,7 +338,8 @@ def _heal_(run: _Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPl
         healing = heal_(
             pruned, run.original, plan, images, held_out=first_inputs(data.validation, HELD_OUT), task=task,
             epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
-            augment=run.settings.finetuning.augment, progress=run.progress,
+            augment=run.settings.finetuning.augment and data.augmented is not data.train,
+            progress=run.progress,
         )  # fmt: skip
     except ForeignError as error:  # a forward pass without a backward one
         run.notes.append(f"not healed: {first_line(error)}")

@@ -30,13 +30,14 @@ MLP = "mlp.pt --data digits --calibration-images 128 --bench-seconds 0.1"
 
 KEYS = {
     **{"ratio": ("asked", "removed"), "parameters": ("before", "after"), "macs": ("before", "after")},
-    **{"accuracy": ("original", "pruned", "repaired", "finetuned"), "latency_ms": ("original", "pruned")},
+    **{"quality": ("original", "pruned", "repaired", "healed", "finetuned")},
+    **{"metric": ("name", "unit", "higher_is_better"), "latency_ms": ("original", "pruned")},
     **{"validation": ("original", "compressed")},
     **{"receipt": ("modules", "tensors", "export"), "parity": ("max_abs", "max_rel", "top1")},
 }
 TOP = (
-    "format model seed command versions machine settings data ratio parameters macs accuracy validation "
-    "layers left_alone receipt parity "
+    "format model seed command versions machine settings data ratio parameters macs task metric "
+    "quality validation details classes layers left_alone receipt parity "
     "latency_ms speedup macs_ratio provider plan sha256 notes"
 )
 
@@ -111,7 +112,8 @@ def test_the_report_has_the_keys_it_promises_and_is_what_json_prints(run: Run) -
     assert list(run.report) == TOP.split()
     for name, keys in KEYS.items():
         assert tuple(run.report[name]) == keys
-        assert None not in run.report[name].values()
+        # 128 images may be too few to heal with; then the network is as it was
+        assert None not in [value for key, value in run.report[name].items() if key != "healed"]
     for times in run.report["latency_ms"].values():
         assert tuple(times) == ("median", "p90", "p99", "runs")
         assert 0 < times["median"] <= times["p90"]
@@ -201,10 +203,14 @@ def test_the_counts_are_those_of_the_onnx_file(run: Run) -> None:
 
 
 def test_accuracy_comes_back_and_the_shortcut_stream_is_left_with_its_reason(run: Run) -> None:
-    accuracy = run.report["accuracy"]
+    assert run.report["metric"] == {"name": "accuracy", "unit": "%", "higher_is_better": True}
+    accuracy = run.report["quality"]
     assert accuracy["original"] > 0.9
     assert accuracy["repaired"] > accuracy["pruned"]
-    assert accuracy["finetuned"] > accuracy["original"] - 0.05
+    assert (accuracy["finetuned"] or accuracy["healed"]) > accuracy["original"] - 0.05
+    recalls = [one["original"] for one in run.report["classes"]]
+    balanced = run.report["details"]["balanced accuracy"]["original"]
+    assert len(recalls) == 10 and abs(balanced - sum(recalls) / 10) < 1e-12
     reasons = {row["group"]: row["reason"] for row in run.report["left_alone"]}
     assert reasons["linear"].startswith("head")
     assert "fixed width" in reasons["conv1"]
@@ -262,7 +268,7 @@ def test_a_dry_run_plans_what_the_direct_run_did(run: Run, folder: Path) -> None
     assert json.loads((folder / "out.plan.json").read_text()) == run.report["plan"] == dry["plan"]
     for key in ("parameters", "macs", "layers", "ratio", "left_alone"):
         assert dry[key] == run.report[key], key
-    assert dry["accuracy"] == dict.fromkeys(KEYS["accuracy"])
+    assert dry["quality"] == dict.fromkeys(KEYS["quality"])
 
 
 def test_dry_run_then_plan_then_a_second_pass(folder: Path) -> None:
@@ -277,7 +283,7 @@ def test_dry_run_then_plan_then_a_second_pass(folder: Path) -> None:
     tensors = tensors_of(folder / "second.safetensors")
     assert sum(t.numel() for t in tensors.values()) == second["parameters"]["after"]
     assert 0.3 <= second["ratio"]["removed"] < 0.33
-    assert second["accuracy"]["finetuned"] > 0.85
+    assert second["validation"]["compressed"] > 0.85
     left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt", "first.plan.json"}
     suffixes = (".onnx", ".safetensors", ".json")
     assert left == {f"{name}{suffix}" for name in ("first", "second") for suffix in suffixes}
@@ -336,8 +342,8 @@ def test_gmi_in_blocks(folder: Path) -> None:
 
 def test_without_data_nothing_is_said_about_accuracy(folder: Path) -> None:
     report = good("mlp.pt --ratio 0.5 -o out.onnx --calibration-images 64 --bench-seconds 0.1")
-    assert report["accuracy"] == dict.fromkeys(KEYS["accuracy"])
-    assert "no data: 1x28x28 noise images, no accuracy" in report["notes"]
+    assert report["quality"] == dict.fromkeys(KEYS["quality"])
+    assert "no data: 1x28x28 noise images, nothing is measured" in report["notes"]
     assert 0.5 <= report["ratio"]["removed"] <= 0.52
     assert report["parity"]["max_rel"] <= 1e-4
 

@@ -127,7 +127,7 @@ def test_the_command_prints_a_line_per_row_and_writes_the_files(tmp_path: Path) 
     answer = invoke(line)
     assert answer.exit_code == 0, answer.stderr
     header, good, bad = answer.stdout.splitlines()
-    stages = ["original", "pruned", "repaired", "finetuned"]
+    stages = ["original", "pruned", "repaired", "healed", "finetuned"]
     assert header.split() == ["removed", "MACs", "validation", *stages, "settings"]
     assert good.endswith("ratio 0.3, gaussian, limit 0.95, seed 0") and float(good.split()[0]) >= 30
     assert bad.startswith("ratio 0.99, gaussian, limit 0.95, seed 0: 99.0% of the parameters cannot go")

@@ -14,10 +14,10 @@ from torch import nn
 
 from mint_compress import zoo
 from mint_compress.checkpoints.builders import Builder
-from mint_compress.checkpoints.importing import searching_here
 from mint_compress.checkpoints.random_init import WithoutRandomInit
 from mint_compress.checkpoints.registry import TIERS
 from mint_compress.errors import ForeignError, MintError, first_line
+from mint_compress.importing import searching_here
 from mint_compress.nn.contexts import seeded
 
 # torchvision's builders of these fill the weights with scipy, for half a minute

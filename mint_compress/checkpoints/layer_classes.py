@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from mint_compress.checkpoints.damage import SAVE_WEIGHTS
-from mint_compress.checkpoints.importing import inside, searching_here
 from mint_compress.checkpoints.pickle_scan import ACTIVATIONS, ENUMERATIONS, PARTIAL, LayerPartial
 from mint_compress.errors import MintError, first_line, shown
+from mint_compress.importing import inside, searching_here
 
 LAYER_PACKAGES = (
     "torch.nn",

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mint_compress.checkpoints.builders import Builder
-from mint_compress.checkpoints.importing import inside
 from mint_compress.checkpoints.registry import TIERS, is_known
 from mint_compress.errors import MintError, shown
+from mint_compress.importing import inside
 
 # a header may ask for these arguments and no others: some (weights, checkpoint_path) open other files
 SAFE_SWITCHES = ("aux_logits", "aux_loss", "transform_input")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mint_compress.reporting.records import Metric
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -16,16 +18,19 @@ class EpochResult:
     loss
         Mean training loss over the epoch's batches.
     validation
-        Accuracy on the validation images, a share in 0..1; None without them.
+        The task's metric on the validation images; None without them.
     seconds
         Wall time, validation included.
+    metric
+        What ``validation`` is measured in.
     """
 
     epoch: int
     loss: float
     validation: float | None
     seconds: float
+    metric: Metric
 
     def __str__(self) -> str:
-        held_out = "" if self.validation is None else f", validation {100 * self.validation:.2f} %"
+        held_out = "" if self.validation is None else f", validation {self.metric.shown(self.validation)}"
         return f"epoch {self.epoch}: loss {self.loss:.4f}{held_out}, {self.seconds:.1f} s"

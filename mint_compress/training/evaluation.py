@@ -1,20 +1,85 @@
-"""Share of the images that a network gets right."""
+"""How well a network does its job, by the metric of its task."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import nn
 
 from mint_compress.data.datasets import Source, batch_count, batches
-from mint_compress.data.label_maps import with_class
+from mint_compress.data.targets import targets_to
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import first_tensor, run, to
+from mint_compress.nn.io import run, to
 from mint_compress.progress import Progress
-from mint_compress.training.targets import class_logits, fitted
+from mint_compress.training.tasks.classification import Classification
+from mint_compress.training.tasks.protocol import Measurement, Task
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Source,
+    task: Task,
+    *,
+    reference: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure ``model`` on ``dataset``.
+
+    Parameters
+    ----------
+    model
+        Run in eval mode without gradients; afterwards its mode and device are what they were.
+    dataset
+        Gives (image, target), or is a loader of (images, targets).
+    task
+        Whose metric it is.
+    reference
+        The original network, for a task that is measured on it; left as it was.
+    device
+        Where to compute: auto, cpu, cuda.
+    batch_size
+        Images at a time.
+    progress
+        Called as (name of the metric, batches done, batches in all), 0 in all where that is not known.
+
+    Raises
+    ------
+    MintError
+        An empty dataset, targets that do not fit the outputs, or a reference that is missing.
+    """
+    where = resolve_device(device)
+    if task.measured_on_original and reference is None:
+        raise MintError(f"The task {task.name} compares with the original network. Give it as reference.")
+    total = 0
+    if progress:
+        with suppress(MintError):  # a stream without a length can be measured as well
+            total = batch_count(dataset, batch_size)
+    meter, seen = task.meter(), False
+    networks = [model] if reference is None or reference is model else [model, reference]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
+            stack.enter_context(placed(network, where))
+        stack.enter_context(torch.inference_mode())
+        for done, (inputs, targets) in enumerate(batches(dataset, batch_size), start=1):
+            given = to(inputs, where)
+            outputs = run(model, given)
+            if task.measured_on_original and reference is not None:
+                wanted = outputs if reference is model else run(reference, given)
+            else:
+                wanted = targets_to(targets, where)
+            meter.update(outputs, wanted)
+            seen = True
+            if progress:
+                progress(task.metric.name, done, total)
+    if not seen:
+        raise MintError(f"The dataset to measure {task.metric.name} on is empty. Give more images.")
+    return meter.compute()
 
 
 def accuracy(
@@ -36,12 +101,8 @@ def accuracy(
     dataset
         Gives (image, label), or is a loader of (images, labels). Pixels of label maps that are 255 or -100
         have no class and do not count.
-    device
-        Where to compute: auto, cpu, cuda.
-    batch_size
-        Images at a time.
-    progress
-        Called as ("accuracy", batches done, batches in all), 0 in all where that is not known.
+    device, batch_size, progress
+        As for :func:`evaluate`.
 
     Raises
     ------
@@ -49,27 +110,8 @@ def accuracy(
         An empty dataset, no logits, or labels that do not fit them: see
         :func:`mint_compress.training.targets.fitted`.
     """
-    where = resolve_device(device)
-    total = 0
-    if progress:
-        with suppress(MintError):  # a stream without a length can be measured as well
-            total = batch_count(dataset, batch_size)
-    seen = labelled = 0
-    right = torch.zeros((), dtype=torch.int64, device=where)
-    with evaluating(model), placed(model, where), torch.inference_mode():
-        for done, (images, labels) in enumerate(batches(dataset, batch_size), start=1):
-            outputs = first_tensor(run(model, to(images, where)))
-            numbers = fitted(labels, outputs)
-            right += (class_logits(outputs).argmax(1) == numbers.to(where)).sum()
-            labelled += int(with_class(numbers).sum())
-            seen += len(labels)
-            if progress:
-                progress("accuracy", done, total)
-    if not seen:
-        raise MintError("The dataset to measure accuracy on is empty. Give more images.")
-    if not labelled:
-        raise MintError("No pixel to measure accuracy on has a class: all are 255 or -100. Check the labels.")
-    return int(right) / labelled
+    task = Classification()
+    return evaluate(model, dataset, task, device=device, batch_size=batch_size, progress=progress).value
 
 
 def chance_warning(accuracy: float, classes: int) -> str | None:

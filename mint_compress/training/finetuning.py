@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.data.datasets import Source, batch_count, batches
+from mint_compress.data.targets import select_targets
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.devices import resolve_device
@@ -22,11 +23,12 @@ from mint_compress.progress import Progress
 from mint_compress.settings import Compute
 from mint_compress.training.acceleration import accelerated
 from mint_compress.training.epochs import EpochResult
-from mint_compress.training.evaluation import accuracy
-from mint_compress.training.first_look import check_labels
+from mint_compress.training.evaluation import evaluate
+from mint_compress.training.first_look import settle_task
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.resuming import Resumable
 from mint_compress.training.schedule import one_cycle
+from mint_compress.training.tasks.protocol import Task
 from mint_compress.training.updating import Updates, trainable
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def finetune_(
     model: nn.Module,
     train: Source,
     *,
+    task: Task | None = None,
     teacher: nn.Module | None = None,
     validation: Source | None = None,
     hyperparameters: Hyperparameters = Hyperparameters(),
@@ -60,16 +63,16 @@ def finetune_(
     Parameters
     ----------
     model
-        Gives logits (n, classes), or (n, classes, H, W) for label maps, or one logit that tells label 1
-        from label 0. Ends in eval mode, on the device and with the requires_grad flags it came with,
-        without gradients.
+        Ends in eval mode, on the device and with the requires_grad flags it came with, without gradients.
     train
-        A dataset of (image, label), shuffled anew in every epoch, or a DataLoader, whose own order and
-        batch size hold. Labels are integers from 0; pixels of label maps (n, H, W) that are 255 or -100
-        are ignored.
+        A dataset of (image, target), shuffled anew in every epoch, or a DataLoader, whose own order and
+        batch size hold.
+    task
+        Whose loss it is; by default the one that outputs and targets speak for, see
+        :func:`mint_compress.training.first_look.settle_task`.
     teacher
-        The loss becomes ``distill_weight`` of the divergence from its softened outputs and the rest
-        cross-entropy. Left as it was.
+        The loss becomes ``distill_weight`` of the divergence from its outputs and the rest that of the
+        targets; for a task that is trained on the original, the divergence alone. Left as it was.
     validation
         Measured after every epoch for the log; nothing is chosen by it.
     device
@@ -91,8 +94,8 @@ def finetune_(
     ------
     MintError
         Settings out of range, fewer than two images, a loss that is not finite, a checkpoint of
-        something else; labels that do not fit the outputs, before the first step, and with the network
-        as it was, unless they are hidden in a later batch of a loader.
+        something else, no teacher for a task that needs one; targets that do not fit the outputs, before the
+        first step, and with the network as it was, unless they are hidden in a later batch of a loader.
     """
     hyperparameters = replace(hyperparameters, **numbers)
     if teacher is None:
@@ -105,14 +108,21 @@ def finetune_(
         if where.type == "cuda":
             stack.enter_context(torch.cuda.device(where))
         accelerator = stack.enter_context(accelerated(where))
-        check_labels(model, _named(train, validation), accelerator.device)
+        sources = _named(train, validation)
+        task, notes = settle_task(model, sources, task=task, device=accelerator.device)
+        if task.trained_on_original and teacher is None:
+            said = "; ".join(notes) or f"task: {task.name}"
+            raise MintError(f"The original network is needed to learn from ({said}). Give it as teacher.")
+        if not task.distils:
+            teacher = None
         stack.enter_context(seeded(hyperparameters.seed, accelerator.device))
         stack.enter_context(trainable(model, accelerator.device))
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
             stack.enter_context(placed(teacher, accelerator.device))
         resume = None if checkpoint is None else Path(checkpoint)
-        return _Run(accelerator, model, teacher, hyperparameters, progress).train(train, validation, resume)
+        run = _Run(accelerator, model, teacher, task, hyperparameters, progress)
+        return run.train(train, validation, resume)
 
 
 def _named(train: Source, validation: Source | None) -> dict[str, Source]:
@@ -128,12 +138,14 @@ class _Run:
         accelerator: Accelerator,
         model: nn.Module,
         teacher: nn.Module | None,
+        task: Task,
         hyperparameters: Hyperparameters,
         progress: Progress | None,
     ) -> None:
         self.accelerator, self.model = accelerator, model
+        self.teacher, self.task = teacher, task
         self.hyperparameters, self.progress = hyperparameters, progress
-        self.updates = Updates(accelerator, model, teacher, hyperparameters)
+        self.updates = Updates(accelerator, model, teacher, task, hyperparameters)
         self.generator = torch.Generator().manual_seed(hyperparameters.seed)
         self.step = self.steps = 0
 
@@ -159,19 +171,20 @@ class _Run:
         loss = self._pass(train)
         found = None
         if validation is not None:
-            found = accuracy(self.model, validation, device=self.accelerator.device)
-        return EpochResult(epoch, loss, found, time.perf_counter() - start)
+            device = self.accelerator.device
+            found = evaluate(self.model, validation, self.task, reference=self.teacher, device=device).value
+        return EpochResult(epoch, loss, found, time.perf_counter() - start, self.task.metric)
 
     def _pass(self, train: Source) -> float:
         """Go through the training images once; return the mean loss of this process's updates."""
         total = torch.zeros((), device=self.accelerator.device)
         updates = 0
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for images, labels in batches(train, self.hyperparameters.batch_size, generator=self.generator):
+        for images, targets in batches(train, self.hyperparameters.batch_size, generator=self.generator):
             self.step += 1
             if count(images) >= 2 * world:
                 mine = slice(rank, None, world)
-                total += self.updates.update(select(images, mine), labels[mine], self._lr())
+                total += self.updates.update(select(images, mine), select_targets(targets, mine), self._lr())
                 updates += 1
             if updates % CHECK_EVERY == 1:
                 self._check_finite(total)

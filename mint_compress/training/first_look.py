@@ -1,4 +1,4 @@
-"""A look at the data before anything is computed with them: do the labels fit the network's outputs?"""
+"""A look at the data before anything is computed: what is the network for, and do the targets fit?"""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from mint_compress.data.datasets import ImageDataset, Source, batches
+from mint_compress.data.targets import Targets, select_targets, targets_to
 from mint_compress.nn.contexts import evaluating, placed, seeded
-from mint_compress.nn.io import Inputs, first_tensor, run, select, to
-from mint_compress.training.targets import fitted, reading, within
+from mint_compress.nn.io import Inputs, run, select, to
+from mint_compress.training.tasks.finding import default_task
+from mint_compress.training.tasks.imitation import Imitation
+from mint_compress.training.tasks.protocol import Task
 
 LOOKED_AT = 16
 """Samples of a dataset; of a loader it is one batch."""
@@ -21,8 +24,14 @@ RUN = 2
 """Of those, samples whose outputs are computed."""
 
 
-def check_labels(model: nn.Module, sources: Mapping[str, Source], device: torch.device) -> tuple[str, ...]:
-    """Compare one batch of every source, and all labels that are known without it, with the outputs.
+def settle_task(
+    model: nn.Module,
+    sources: Mapping[str, Source],
+    *,
+    task: Task | None = None,
+    device: torch.device,
+) -> tuple[Task, tuple[str, ...]]:
+    """Find out what the network is for, and hold a batch of every source against its outputs.
 
     Parameters
     ----------
@@ -31,37 +40,46 @@ def check_labels(model: nn.Module, sources: Mapping[str, Source], device: torch.
         loaders shuffle.
     sources
         By a name for messages, ``the test data``. Empty ones, and iterators that could be gone through
-        once only, are passed over.
+        once only, are passed over. Targets that are known without looking at images are all checked.
+    task
+        The one that was asked for; None: the one that outputs and targets speak for, see
+        :func:`mint_compress.training.tasks.finding.default_task`.
     device
         Where to compute.
 
     Returns
     -------
-    tuple of str
-        Lines that say how outputs and labels are taken where that is not plain.
+    task, notes
+        The task, which knows now which output counts; lines that say how outputs and targets are taken.
 
     Raises
     ------
     MintError
-        The labels do not fit; see :func:`mint_compress.training.targets.fitted`.
+        The targets do not fit the outputs.
     """
     notes: dict[str, None] = {}
+    settled: Task | None = None
     with evaluating(model), placed(model, device), torch.no_grad():
         for whose, source in sources.items():
             first = _first_batch(source, device)
             if first is None:
                 continue
-            images, labels = first
+            inputs, targets = first
             with seeded(0, device):
-                outputs = first_tensor(run(model, to(select(images, slice(RUN)), device)))
-            fitted(labels[:RUN], outputs, whose)
-            known = _known_labels(source)
-            within(labels if known is None else known, outputs, whose)
-            notes |= dict.fromkeys(reading(labels, outputs))
-    return tuple(notes)
+                outputs = run(model, to(select(inputs, slice(RUN)), device))
+            some = targets_to(select_targets(targets, slice(RUN)), device)
+            known = _known_targets(source)
+            every = targets if known is None else known
+            if settled is None:
+                settled, why = (task, "") if task is not None else default_task(outputs, some)
+                settled = settled.settled(outputs, every, asked=task is not None)
+                reason = f" ({why})" if why else ""
+                notes[f"task: {settled.name}, by {settled.metric.name}{reason}"] = None
+            notes |= dict.fromkeys(settled.check(outputs, some, whose, every))
+    return settled or task or Imitation(), tuple(notes)
 
 
-def _first_batch(source: Source, device: torch.device) -> tuple[Inputs, Tensor] | None:
+def _first_batch(source: Source, device: torch.device) -> tuple[Inputs, Targets] | None:
     if isinstance(source, Iterator):
         return None
     with seeded(0, device), _generators_kept(source):
@@ -82,8 +100,8 @@ def _generators_kept(source: Source) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _known_labels(source: Source) -> Tensor | None:
-    """All labels of a source that holds them as one tensor."""
+def _known_targets(source: Source) -> Tensor | None:
+    """All targets of a source that holds them as one tensor."""
     if isinstance(source, DataLoader) and source.collate_fn is default_collate:
         source = source.dataset
     if isinstance(source, ImageDataset):

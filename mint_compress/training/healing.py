@@ -31,14 +31,13 @@ from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.matching import matched, places_to_match
 from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
-from mint_compress.training.optimizer import sgd
 from mint_compress.training.schedule import one_cycle
 from mint_compress.training.tasks.protocol import Task
 from mint_compress.training.updating import trainable
 
-MATCHING_WEIGHS = 3.0
+MATCHING_WEIGHS = 10.0
 """Weight of the activations on the way beside the outputs, both as shares of the original's variance."""
-LR, BATCH_SIZE, WEIGHT_DECAY = 0.01, 64, 1e-4
+LR, BATCH_SIZE = 1e-3, 64
 MOST_EPOCHS = 10
 AFFORDABLE_MACS = {"cpu": 4e12, "cuda": 2e14}
 """Multiply-accumulate operations of a healing of which nobody said how long it may take."""
@@ -134,7 +133,7 @@ def heal_(
         The loss is not finite, or a forward pass has no backward one.
     """
     where = resolve_device(device)
-    numbers = Hyperparameters(lr=lr, batch_size=batch_size, weight_decay=WEIGHT_DECAY, seed=seed)
+    numbers = Hyperparameters(lr=lr, batch_size=batch_size, seed=seed)
     with ExitStack() as stack:
         for context in (seeded(seed, where), placed(original, where), evaluating(original)):
             stack.enter_context(context)
@@ -198,7 +197,8 @@ class _Updates:
 
     def go_through(self, epochs: int, progress: Progress | None) -> None:
         """Learn from all images so many times."""
-        optimizer = sgd(self.model, self.numbers)
+        # steps of one size whatever the scale of outputs and losses: no network needs a rate of its own
+        optimizer = torch.optim.AdamW(self.model.parameters(), self.numbers.lr, weight_decay=0.0)
         total = epochs * self.steps
         with matched(self.model, self.original, self.places) as on_the_way:
             for step, batch in enumerate(itertools.chain(*(self._batches() for _ in range(epochs)))):

@@ -21,12 +21,8 @@ class Hyperparameters:
         The highest learning rate of the cycle.
     batch_size
         Over all processes. A last batch of one image is left out: batch normalisation needs two.
-    label_smoothing
-        Share of each label that is spread over all classes, in [0, 1).
-    temperature
-        By which the logits of student and teacher are divided where they are compared.
     distill_weight
-        Of the divergence from the teacher in the loss, in [0, 1]; cross-entropy has the rest.
+        Of the divergence from the teacher in the loss, in [0, 1]; that of the targets has the rest.
     weight_decay
         L2 penalty on weights; biases and normalisation are left alone.
     momentum
@@ -45,8 +41,6 @@ class Hyperparameters:
     epochs: int = Finetuning.epochs
     lr: float = Finetuning.lr
     batch_size: int = Finetuning.batch_size
-    label_smoothing: float = 0.1
-    temperature: float = 4.0
     distill_weight: float = 0.7
     weight_decay: float = 5e-4
     momentum: float = 0.9
@@ -57,8 +51,6 @@ class Hyperparameters:
         self._check(self.epochs >= 0, "epochs", "0 or more")
         self._check(0 < self.lr < math.inf, "lr", "above 0")
         self._check(self.batch_size >= 2, "batch_size", "2 or more")
-        self._check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        self._check(0 < self.temperature < math.inf, "temperature", "above 0")
         self._check(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
         self._check(self.max_grad_norm > 0, "max_grad_norm", "above 0")
 

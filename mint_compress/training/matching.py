@@ -18,7 +18,7 @@ from mint_compress.nn.layers import WEIGHTED, channel_dim, in_channels, is_depth
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.tasks.distance import lacking
 
-PLACES = 4
+PLACES = 8
 """How many layers' inputs are compared, at equal distances in multiply-accumulate operations."""
 
 
@@ -95,13 +95,13 @@ def matched(
         return hook
 
     def apart() -> Tensor | None:
-        found: list[Tensor | None] = []
+        terms: list[Tensor] = []
         for place in places:
             ours, theirs = (seen[side].pop(place.layer, []) for side in ("model", "original"))
-            found += [
-                term for a, b in zip(ours, theirs, strict=False) if (term := _apart(place, a, b)) is not None
-            ]
-        return torch.stack(found).mean() if found else None
+            for pair in zip(ours, theirs, strict=False):
+                if (term := _apart(place, *pair)) is not None:
+                    terms.append(term)
+        return torch.stack(terms).mean() if terms else None
 
     hooks = [
         network.get_submodule(place.layer).register_forward_pre_hook(

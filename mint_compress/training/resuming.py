@@ -11,6 +11,7 @@ from torch import nn
 
 from mint_compress.errors import MintError
 from mint_compress.files import replacing
+from mint_compress.reporting.records import Metric
 from mint_compress.training.epochs import EpochResult
 from mint_compress.training.hyperparameters import Hyperparameters
 
@@ -64,7 +65,11 @@ class Resumable:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["order"].cpu())
         torch.set_rng_state(state["random"].cpu())
-        return state["step"], [EpochResult(**result) for result in state["results"]]
+        return state["step"], [_result(**kept) for kept in state["results"]]
+
+
+def _result(metric: dict[str, Any], **rest: Any) -> EpochResult:
+    return EpochResult(metric=Metric(**metric), **rest)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

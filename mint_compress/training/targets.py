@@ -88,7 +88,7 @@ def reading(labels: Tensor, outputs: Tensor) -> tuple[str, ...]:
         lines = ("one output: taken for the logit of class 1 against class 0",)
     if labels.ndim > 1:
         values = "-100" if not is_binary(outputs) and outputs.shape[1] > VOID else "255 or -100"
-        lines += (f"pixels labelled {values} are ignored, in the loss and in the accuracy",)
+        lines += (f"pixels labelled {values} are ignored, in the loss and in what is measured",)
     return lines
 
 

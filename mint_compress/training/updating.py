@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mint_compress.data.targets import Targets, targets_to
 from mint_compress.errors import MintError, first_line
 from mint_compress.nn.contexts import placed, requiring_gradients
-from mint_compress.nn.io import Inputs, first_tensor, run, to
-from mint_compress.training.distillation import distillation_loss
+from mint_compress.nn.io import Inputs, run, to
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.training.optimizer import sgd
-from mint_compress.training.targets import class_logits, fitted
+from mint_compress.training.tasks.protocol import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,6 +47,7 @@ class Updates:
     accelerator: Accelerator
     model: nn.Module
     teacher: nn.Module | None
+    task: Task
     hyperparameters: Hyperparameters
     optimizer: torch.optim.Optimizer = field(init=False)
     forward: nn.Module = field(init=False)
@@ -59,14 +60,14 @@ class Updates:
         many = self.accelerator.num_processes > 1
         self.forward = self.accelerator.prepare_model(self.model) if many else self.model
 
-    def update(self, images: Inputs, labels: Tensor, lr: float) -> Tensor:
+    def update(self, images: Inputs, targets: Targets, lr: float) -> Tensor:
         """Learn from one batch at this learning rate; return its loss, a scalar on the device."""
         device = self.accelerator.device
         images = self._laid_out(to(images, device))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        loss = self._loss(images, labels)
+        loss = self._loss(images, targets_to(targets, device))
         self.optimizer.zero_grad()
         self._backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.hyperparameters.max_grad_norm)
@@ -87,22 +88,20 @@ class Updates:
                 lay_out_(self.model, self.layout)
         return laid_out(images, self.layout)
 
-    def _loss(self, images: Inputs, labels: Tensor) -> Tensor:
+    def _loss(self, images: Inputs, targets: Targets) -> Tensor:
+        task, weight = self.task, self.hyperparameters.distill_weight
         with self.accelerator.autocast():
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = first_tensor(run(self.teacher, images))
-            outputs = first_tensor(run(self.forward, images))
-        numbers = fitted(labels, outputs)
-        return distillation_loss(
-            class_logits(outputs),
-            numbers.to(outputs.device),
-            None if taught is None else class_logits(taught),
-            smoothing=self.hyperparameters.label_smoothing,
-            temperature=self.hyperparameters.temperature,
-            weight=self.hyperparameters.distill_weight,
-        )
+                    taught = run(self.teacher, images)
+            if taught is not None and task.trained_on_original:
+                return task.divergence(run(self.forward, images), taught).float()
+            outputs = task.forward(self.forward, images, targets)
+            loss = task.loss(outputs, targets).float()
+            if taught is None:
+                return loss
+            return (1 - weight) * loss + weight * task.divergence(outputs, taught).float()
 
     def _backward(self, loss: Tensor) -> None:
         if not loss.requires_grad:

@@ -164,7 +164,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
     args = (
         "compress model.pt --plan model.pt -o out.onnx --data digits --arch vgg16_bn --input-shape 3,32,32 "
         "--mean -.1,.2,.3 --std .4,.5,.6 --ignore a* --ignore b --trust mine --estimator gmi "
-        "--weights ema "
+        "--weights ema --task segmentation --loss a.b:c --metric a:d --heal-epochs 3 "
         f"--prune-inputs c --prune-inputs d* {name} 4 "
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
@@ -175,6 +175,8 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         **{"ratio": None, "macs_ratio": None, "arch": "vgg16_bn", "input_shape": (3, 32, 32)},
         **{"mean": (-0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "ignore": ("a*", "b"), "trust": ("mine",)},
         **{"prune_inputs": ("c", "d*"), "weights": "ema"},
+        **{"task": "segmentation", "loss": "a.b:c", "metric": "a:d"},
+        **{"heal_epochs": 3, "heal_minutes": None},
         **{"estimator": "gmi", "blocks": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},
@@ -414,7 +416,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
     lines = result.stdout.splitlines()
     sections = [line.rstrip(":") for line in lines if line.endswith(":") and line[0] != " "]
     assert sections == [
-        *("Pruning", "Model", "Data", "Scoring", "Repair and fine-tuning", "Running", "Output"),
+        *("Pruning", "Model", "Data", "Task", "Scoring", "Repair and fine-tuning", "Running", "Output"),
         *("Other", "Other commands"),
     ]
     assert result.stdout.startswith("Usage: mint-compress [compress] MODEL --ratio R -o OUT.onnx [options]")
@@ -422,7 +424,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
         "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
-        "trust weights version"
+        "trust weights task loss metric heal-epochs heal-minutes version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

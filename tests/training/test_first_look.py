@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from mint_compress.compression import compress
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import seeded
+from mint_compress.reporting.records import Metric
 
 
 def segmenter(outputs: int = 2) -> nn.Module:
@@ -97,15 +98,17 @@ def test_labels_of_another_shape_end_a_run_before_calibration(run: Callable[...,
 def test_ignored_pixels_count_nowhere_and_the_notes_say_so(run: Callable[..., Any], void: int) -> None:
     network = segmenter()
     _, report = run(network, lambda x: maps(x, void), epochs=1)
-    notes = "\n".join(report.notes)
-    assert "in 2 classes" in notes
-    assert "pixels labelled 255 or -100 are ignored, in the loss and in the accuracy" in report.notes
+    assert "in 2 classes" in "\n".join(report.notes)
+    assert "pixels labelled 255 or -100 are ignored, in the loss and in what is measured" in report.notes
     x = images(48)
     with torch.no_grad():
         right = (network(x).argmax(1) == maps(x, void))[:, 2:]
-    assert report.accuracy.original == int(right.sum()) / right.numel()
-    assert "50.00 % of chance with 2 classes" in notes  # the network is untrained
-    assert 0 <= report.accuracy.finetuned <= 1
+    assert report.task == "segmentation" and report.metric == Metric("mIoU", "%")
+    assert report.details["pixel accuracy"].original == int(right.sum()) / right.numel()
+    assert [one.support for one in report.classes] == [
+        int((maps(x, void)[:, 2:] == number).sum()) for number in (0, 1)
+    ]
+    assert 0 <= report.quality.last <= 1
 
 
 def test_one_logit_is_taken_for_two_classes_and_the_notes_say_so(run: Callable[..., Any]) -> None:
@@ -118,9 +121,10 @@ def test_one_logit_is_taken_for_two_classes_and_the_notes_say_so(run: Callable[.
     assert "one output: taken for the logit of class 1 against class 0" in report.notes
     assert report.accuracy.original == int(right.sum()) / 48
     assert report.data.classes == 2
-    assert report.accuracy.finetuned is not None
+    assert report.accuracy.last is not None
 
 
 def test_plain_classes_need_no_note(run: Callable[..., Any]) -> None:
     _, report = run(classifier(2), brighter)
-    assert not [note for note in report.notes if "output" in note or "pixels" in note]
+    assert "task: classification, by accuracy (the targets are whole numbers, one a sample)" in report.notes
+    assert not [note for note in report.notes if "one output" in note or "pixels" in note]

@@ -19,12 +19,13 @@ from mint_compress.data.datasets import ArrayDataset
 from mint_compress.data.label_maps import class_numbers
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import seeded
-from mint_compress.training.distillation import distillation_loss
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.finetuning import finetune_
-from mint_compress.training.first_look import check_labels
+from mint_compress.training.first_look import settle_task
 from mint_compress.training.schedule import one_cycle
 from mint_compress.training.targets import class_logits, fitted, reading
+from mint_compress.training.tasks.classification import Classification
+from mint_compress.training.tasks.segmentation import Segmentation
 
 CPU = torch.device("cpu")
 TAKEN = r"Taken are integer class labels \(n,\) for outputs \(n, classes\), and label maps \(n, H, W\)"
@@ -53,14 +54,6 @@ def one_step(model: nn.Module, source: Dataset[Any], count: int, **options: Any)
 
 
 UNFIT = {
-    "regression": (
-        inputs() @ torch.ones(8, 3),
-        r"output \(2, 3\) does not fit labels \(2, 3\) of torch.float32",
-    ),
-    "one value": (inputs().sum(1), r"output \(2, 3\) does not fit labels \(2,\) of torch.float32"),
-    "multi-hot": ((inputs()[:, :3] > 0).float(), r"labels \(2, 3\) of torch.float32"),
-    "multi-hot integers": ((inputs()[:, :3] > 0).long(), r"labels \(2, 3\) of torch.int64"),
-    "booleans": (inputs()[:, 0] > 0, r"labels \(2,\) of torch.bool"),
     "a map": (torch.zeros(64, 4, 4).long(), r"labels \(2, 4, 4\) of torch.int64"),
     "negative": (torch.arange(64) % 3 - 1, r"the label -1, but the network has 3 outputs"),
     "ignored": (torch.full((64,), -100), r"the label -100, but the network has 3 outputs"),
@@ -93,6 +86,23 @@ def test_targets_that_do_not_fit_are_refused_before_a_step(which: str) -> None:
         accuracy(model, source, batch_size=64)
 
 
+UNKNOWN = {
+    "one value": (inputs().sum(1), r"targets that are \(2,\) of float32 for outputs \(2, 3\)"),
+    "booleans": (inputs()[:, 0] > 0, r"targets that are \(2,\) of bool for outputs \(2, 3\)"),
+    "counts": (torch.full((64, 3), 5), r"targets that are \(2, 3\) of int64"),
+}
+
+
+@pytest.mark.parametrize("which", UNKNOWN)
+def test_targets_of_no_task_train_nothing_without_a_teacher(which: str) -> None:
+    targets, message = UNKNOWN[which]
+    model = dense()
+    before = state(model)
+    with pytest.raises(MintError, match=message):
+        finetune_(model, TensorDataset(inputs(), targets), epochs=1, device="cpu")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
 def test_a_label_in_a_later_batch_of_a_loader_is_found_before_its_step() -> None:
     labels = torch.arange(64) // 63 * 7
     loader = [(x, y) for x, y in zip(inputs().split(16), labels.split(16), strict=True)]
@@ -115,11 +125,13 @@ def test_a_look_leaves_network_order_and_generators_as_they_were() -> None:
     loader = DataLoader(source, batch_size=8, shuffle=True, generator=own)
     model, before = dense().train(), (own.get_state(), torch.get_rng_state())
     weights = state(model)
-    assert check_labels(model, {"the training data": loader}, CPU) == ()
+    task, notes = settle_task(model, {"the training data": loader}, device=CPU)
+    assert task == Classification(output=0)
+    assert notes == ("task: classification, by accuracy (the targets are whole numbers, one a sample)",)
     assert torch.equal(own.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
     assert model.training and all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
     once = iter(loader)
-    check_labels(model, {"the training data": once, "the test data": []}, CPU)
+    settle_task(model, {"the training data": once, "the test data": []}, device=CPU)
     assert len(list(once)) == 8
 
 
@@ -186,22 +198,20 @@ def test_one_logit_is_binary_cross_entropy(shape: tuple[int, ...]) -> None:
     flat, teacher, hard = z.reshape(wanted), taught.reshape(wanted), labels.float()
     smooth = hard * 0.8 + 0.1
     bce = functional.binary_cross_entropy_with_logits
-    logits = class_logits(z)
+    torch.testing.assert_close(class_logits(z).softmax(1)[:, 1], torch.sigmoid(flat))
     for smoothing, target in ((0.0, hard), (0.2, smooth)):
-        got = distillation_loss(logits, labels, None, smoothing=smoothing, temperature=4, weight=0.7)
+        got = Classification(label_smoothing=smoothing).loss(z, labels)
         assert float(got) == pytest.approx(float(bce(flat, target)), rel=1e-6)
     # KL = cross-entropy on softened probabilities less the teacher's own entropy
     soft = torch.sigmoid(teacher / 4)
     divergence = bce(flat / 4, soft) - bce(teacher / 4, soft)
-    got = distillation_loss(logits, labels, class_logits(taught), smoothing=0.2, temperature=4, weight=0.7)
-    assert float(got) == pytest.approx(float(0.3 * bce(flat, smooth) + 0.7 * 16 * divergence), rel=1e-5)
+    got = Classification(temperature=4).divergence(z, taught)
+    assert float(got) == pytest.approx(float(16 * divergence), rel=1e-5)
 
 
 def test_the_gradient_of_one_logit_is_sigmoid_less_label() -> None:
     z = torch.tensor([[40.0], [-40.0], [0.5]], requires_grad=True)
-    distillation_loss(
-        class_logits(z), torch.tensor([0, 0, 1]), None, smoothing=0, temperature=4, weight=0
-    ).backward()
+    Classification(label_smoothing=0).loss(z, torch.tensor([0, 0, 1])).backward()
     expected = torch.tensor([[1.0], [0.0], [1 / (1 + math.exp(-0.5)) - 1]]) / 3
     assert z.grad is not None and torch.allclose(z.grad, expected, atol=1e-7)
 
@@ -235,18 +245,17 @@ def maps() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_ignored_pixels_leave_loss_and_divergence(smoothing: float) -> None:
+def test_ignored_pixels_leave_the_loss(smoothing: float) -> None:
     logits, labels, taught = maps()
     kept = (labels >= 0) & (labels < 3)
     assert int(kept.sum()) == 40 - 10 - 1 - 5
-    flat, told = (x.movedim(1, -1)[kept] for x in (logits, taught))
-    got = distillation_loss(
-        logits, fitted(labels, logits), taught, smoothing=smoothing, temperature=2, weight=0.4
-    )
-    loss = functional.cross_entropy(flat, labels[kept], label_smoothing=smoothing)
-    p, q = (told / 2).log_softmax(1), (flat / 2).log_softmax(1)
+    task = Segmentation(label_smoothing=smoothing, temperature=2)
+    loss = functional.cross_entropy(logits.movedim(1, -1)[kept], labels[kept], label_smoothing=smoothing)
+    assert float(task.loss(logits, labels)) == pytest.approx(float(loss), rel=1e-5)
+    # a teacher knows what they are
+    p, q = (taught / 2).log_softmax(1), (logits / 2).log_softmax(1)
     divergence = (p.exp() * (p - q)).sum(1).mean()
-    assert float(got) == pytest.approx(float(0.6 * loss + 0.4 * 4 * divergence), rel=1e-5)
+    assert float(task.divergence(logits, taught)) == pytest.approx(float(4 * divergence), rel=1e-5)
 
 
 def test_ignored_pixels_leave_the_accuracy() -> None:
@@ -258,7 +267,7 @@ def test_ignored_pixels_leave_the_accuracy() -> None:
     with pytest.raises(MintError, match="No pixel to measure accuracy on has a class"):
         accuracy(nn.Identity(), TensorDataset(logits, torch.full((2, 4, 5), 255)))
     assert reading(labels, logits) == (
-        "pixels labelled 255 or -100 are ignored, in the loss and in the accuracy",
+        "pixels labelled 255 or -100 are ignored, in the loss and in what is measured",
     )
 
 

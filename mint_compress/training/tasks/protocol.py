@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -58,17 +58,27 @@ class Task:
     trained_on_original, measured_on_original
         Whether training, and the metric, go by the original's outputs; the targets of the data are not
         looked at.
+    distils
+        Whether outputs can be compared with those of a teacher.
     logits
         Which of the outputs' tensors has a logit for every class; None where there are no classes.
     """
 
-    name: str = "own"
-    metric: Metric
-    trained_on_original: bool = False
-    measured_on_original: bool = False
-    logits: int | None = None
+    name: ClassVar[str] = "own"
+    metric: ClassVar[Metric]
+    trained_on_original: ClassVar[bool] = False
+    measured_on_original: ClassVar[bool] = False
+    distils: ClassVar[bool] = True
+    logits: ClassVar[int | None] = None
 
-    def check(self, outputs: Any, targets: Any, whose: str) -> tuple[str, ...]:
+    def settled(self, outputs: Any, targets: Any, *, asked: bool) -> Task:
+        """This task, or one that knows more: it is given some outputs and targets before all else.
+
+        ``asked`` says whether the user named it; if not, what is doubtful is better refused.
+        """
+        return self
+
+    def check(self, outputs: Any, targets: Any, whose: str, every: Any = None) -> tuple[str, ...]:
         """Hold targets against outputs of the same samples before anything is computed.
 
         Parameters
@@ -79,6 +89,8 @@ class Task:
             As the data give them.
         whose
             The data, for messages: ``the test data``.
+        every
+            All targets of that part of the data, where they are known without looking at images.
 
         Returns
         -------

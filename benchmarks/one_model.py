@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import mint_compress as mc
 from mint_compress.checkpoints.loading import Builder
 from mint_compress.checkpoints.registry import original_input_shape
-from mint_compress.data.specs import synthetic_images
+from mint_compress.data.synthetic import synthetic_images
 from mint_compress.estimators import uses_samples
 from mint_compress.graph.engine_comparison import compared
 from mint_compress.nn.counting import parameters

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import mint_compress as mc
-from mint_compress.data.specs import synthetic_images
+from mint_compress.data.synthetic import synthetic_images
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from controls import CRITERIA, Scores, allocate, random

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision import datasets as torchvision_sets
 
 import mint_compress as mc
-from mint_compress.data.datasets import ImageDataset, flip_and_crop
+from mint_compress.data.augmentation import flip_and_crop
+from mint_compress.data.datasets import ImageDataset
 from mint_compress.zoo import BUILDERS
 
 DOWNLOADS = {"mnist": torchvision_sets.MNIST, "cifar10": torchvision_sets.CIFAR10}

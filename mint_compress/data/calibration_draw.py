@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.data.datasets import Source, batches
-from mint_compress.data.specs import Data, synthetic_images
+from mint_compress.data.batching import batches
+from mint_compress.data.datasets import Source
+from mint_compress.data.specs import Data
+from mint_compress.data.synthetic import synthetic_images
 from mint_compress.errors import MintError, our_own
 from mint_compress.nn.contexts import evaluating, hooked
 from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, run, select, to

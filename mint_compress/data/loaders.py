@@ -21,8 +21,9 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from mint_compress.data.batching import batches
 from mint_compress.data.counting import class_names, size
-from mint_compress.data.datasets import Source, batches
+from mint_compress.data.datasets import Source
 from mint_compress.data.label_maps import class_numbers, with_class
 from mint_compress.data.splits import SPLIT_SEED
 from mint_compress.errors import ForeignError, MintError

@@ -14,16 +14,10 @@ import torch
 from torch import Tensor
 
 from mint_compress.data.arrays import IMAGE, as_images, as_labels, kind, read_npz
+from mint_compress.data.augmentation import Augmented
 from mint_compress.data.counting import size
-from mint_compress.data.datasets import (
-    ArrayDataset,
-    Augmented,
-    FolderDataset,
-    ImageDataset,
-    Source,
-    endings_text,
-    image_files,
-)
+from mint_compress.data.datasets import ArrayDataset, ImageDataset, Source
+from mint_compress.data.folders import FolderDataset, endings_text, image_files
 from mint_compress.data.loaders import class_count, first_shape, load_splits
 from mint_compress.data.splits import balanced_draw, draw_from_batches, stratified_split
 from mint_compress.errors import MintError
@@ -383,35 +377,3 @@ def _foreign(options: _Options) -> Data:
     sizes = tuple(size(source) for source in (train, validation, test))
     text = _describe(options.spec, sizes, shape, classes, None, None)
     return Data(train, validation, test, train, classes, shape, None, None, options.spec, sizes, text)
-
-
-def synthetic_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
-    """Gaussian images whose amplitude falls as 1/f, as it does in photographs, for want of real ones.
-
-    Parameters
-    ----------
-    count
-        Images to draw.
-    shape
-        (C, H, W); in a shape without two spatial axes the values are independent.
-    seed
-        The same seed draws the same images.
-
-    Returns
-    -------
-    Tensor
-        (count, C, H, W) float32; each channel has zero mean and unit variance over all images and
-        pixels, like normalised photographs, whose brightness differs between images too.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, *shape, generator=generator)
-    if len(shape) == 3:
-        height, width = shape[1:]
-        fy, fx = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-        frequency = torch.hypot(fy, fx)
-        # the constant term (brightness) is as strong as the slowest wave
-        frequency[0, 0] = 1 / max(height, width)
-        images = torch.fft.irfft2(torch.fft.rfft2(images) / frequency, s=(height, width))
-    axes = [0, *range(2, images.ndim)]
-    images = images - images.mean(axes, keepdim=True)
-    return images / images.std(axes, correction=0, keepdim=True).clamp_min(1e-12)

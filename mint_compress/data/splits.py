@@ -7,7 +7,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from mint_compress.data.datasets import Source, batches
+from mint_compress.data.batching import batches
+from mint_compress.data.datasets import Source
 from mint_compress.errors import MintError
 from mint_compress.nn.io import Inputs, concatenate, select
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack, suppress
 import torch
 from torch import nn
 
-from mint_compress.data.datasets import Source, batch_count, batches
+from mint_compress.data.batching import batch_count, batches
+from mint_compress.data.datasets import Source
 from mint_compress.data.targets import targets_to
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed

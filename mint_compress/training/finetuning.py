@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.data.datasets import Source, batch_count, batches
+from mint_compress.data.batching import batch_count, batches
+from mint_compress.data.datasets import Source
 from mint_compress.data.targets import select_targets
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed, seeded

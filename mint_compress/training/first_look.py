@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from mint_compress.data.datasets import ImageDataset, Source, batches
+from mint_compress.data.batching import batches
+from mint_compress.data.datasets import ImageDataset, Source
 from mint_compress.data.targets import Targets, select_targets, targets_to
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.io import Inputs, run, select, to

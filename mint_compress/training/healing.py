@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mint_compress.data.datasets import flip_and_crop
+from mint_compress.data.augmentation import flip_and_crop
 from mint_compress.errors import MintError, foreign
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.counting import module_macs

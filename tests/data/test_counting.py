@@ -23,8 +23,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from mint_compress.data.augmentation import Augmented
+from mint_compress.data.batching import batches
 from mint_compress.data.counting import size
-from mint_compress.data.datasets import ArrayDataset, Augmented, batches
+from mint_compress.data.datasets import ArrayDataset
 from mint_compress.data.loaders import class_count
 from mint_compress.errors import ForeignError, MintError
 

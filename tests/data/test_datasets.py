@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from mint_compress.data.datasets import ArrayDataset, batch_count, batches, flip_and_crop
+from mint_compress.data.augmentation import flip_and_crop
+from mint_compress.data.batching import batch_count, batches
+from mint_compress.data.datasets import ArrayDataset
 from mint_compress.data.splits import balanced_draw, stratified_split
 from mint_compress.errors import MintError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_compress.data.datasets import batches
+from mint_compress.data.batching import batches
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.provenance import described

@@ -14,8 +14,12 @@ import torch
 from PIL import ExifTags, Image, features
 from torch.utils.data import DataLoader
 
-from mint_compress.data.datasets import ArrayDataset, Augmented, FolderDataset, ImageDataset, batches
-from mint_compress.data.specs import IMAGENET, Data, load_data, synthetic_images
+from mint_compress.data.augmentation import Augmented
+from mint_compress.data.batching import batches
+from mint_compress.data.datasets import ArrayDataset, ImageDataset
+from mint_compress.data.folders import FolderDataset
+from mint_compress.data.specs import IMAGENET, Data, load_data
+from mint_compress.data.synthetic import synthetic_images
 from mint_compress.errors import MintError
 
 IMAGENET_MEAN, IMAGENET_STD = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)

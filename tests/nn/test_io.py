@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.compression import compress
-from mint_compress.data.datasets import batches
+from mint_compress.data.batching import batches
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.exporting.benchmarking import benchmark_files

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mint_compress.checkpoints.loading import load, load_model
     from mint_compress.checkpoints.saving import save
     from mint_compress.compression import compress
-    from mint_compress.data.specs import Data, load_data
+    from mint_compress.data.data import Data
+    from mint_compress.data.specs import load_data
     from mint_compress.errors import CheckFailed, MintError
     from mint_compress.exporting.benchmarking import benchmark
     from mint_compress.exporting.protocol import export
@@ -42,7 +43,7 @@ _HOMES = {
     "ChannelGroup": "graph.groups",
     "ChannelScores": "scoring.scores",
     "CheckFailed": "errors",
-    "Data": "data.specs",
+    "Data": "data.data",
     "Settings": "settings",
     "Inspection": "inspecting",
     "MintError": "errors",

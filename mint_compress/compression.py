@@ -15,7 +15,8 @@ from torch import nn
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.loading import load_model
 from mint_compress.data.calibration_draw import affordable, draw, first_inputs, one_sample
-from mint_compress.data.specs import Data, load_data
+from mint_compress.data.data import Data
+from mint_compress.data.specs import load_data
 from mint_compress.errors import ForeignError, MintError, first_line
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from mint_compress.data.specs import Data
+from mint_compress.data.data import Data
 from mint_compress.reporting.records import DataFacts, Machine
 
 

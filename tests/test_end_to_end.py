@@ -19,7 +19,8 @@ from commands import LISTENS, good, invoke, refused
 from torch import nn
 
 import mint_compress
-from mint_compress.data.specs import Data, load_data
+from mint_compress.data.data import Data
+from mint_compress.data.specs import load_data
 from mint_compress.training.finetuning import finetune_
 from mint_compress.zoo import BUILDERS
 

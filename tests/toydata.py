@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from mint_compress.data.data import Data
 from mint_compress.data.datasets import ArrayDataset
-from mint_compress.data.specs import Data
 
 SHAPE = (3, 6, 6)
 CLASSES = 4

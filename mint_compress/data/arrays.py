@@ -18,13 +18,14 @@ from mint_compress.errors import MintError
 from mint_compress.nn.io import InputShape, describe, is_single
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+"""Without labels, those of the images alone."""
 
 IMAGE = 3
 """Dimensions of one image: channels, height, width."""
 
 
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
-    """The four arrays of an .npz file; nothing in it is executed.
+    """The four arrays of an .npz file, or the two of the images alone; nothing in it is executed.
 
     Raises
     ------
@@ -38,14 +39,15 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     if not isinstance(found, np.lib.npyio.NpzFile):
         raise MintError(f"{path} holds a single array. Save {', '.join(KEYS)} with np.savez.")
     with found as file:
-        missing = [key for key in KEYS if key not in file.files]
+        keys = KEYS if any(key in file.files for key in KEYS if key[0] == "y") else KEYS[::2]
+        missing = [key for key in keys if key not in file.files]
         if missing:
             raise MintError(
                 f"{path} has no {', '.join(missing)} (it has: {', '.join(file.files) or 'nothing'}). "
                 f"Needed: {', '.join(KEYS)}."
             )
         with _reading(path):
-            return {key: file[key] for key in KEYS}
+            return {key: file[key] for key in keys}
 
 
 @contextmanager
@@ -148,24 +150,26 @@ def _channels_first(
     return np.ascontiguousarray(fits[0])
 
 
-def as_labels(array: NDArray[np.generic], name: str, count: int) -> Tensor:
-    """Labels as (n,) int64; (n, 1) is taken too.
+def as_targets(array: NDArray[np.generic], name: str, count: int) -> Tensor:
+    """Targets (n, ...): integers and booleans as int64, floats as float32; (n, 1) integers as (n,).
 
     Raises
     ------
     MintError
-        Not integers, negative, not one per image.
+        Other types, not one per image, negative class numbers, NaN or infinity.
     """
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if not np.issubdtype(array.dtype, np.integer):
-        raise MintError(f"{name} is {array.dtype}. Labels are integers from 0: save it as int64.")
-    if array.ndim != 1:
-        raise MintError(f"{name} has shape {array.shape}. Labels are one integer per image, (n,).")
-    if len(array) != count:
+    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_
+    if not whole and not np.issubdtype(array.dtype, np.floating):
         raise MintError(
-            f"{name} has {len(array):,} labels for {count:,} images. One label per image is needed."
+            f"{name} is {array.dtype}. Targets are integers or floats: save it as int64 or float32."
         )
-    if array.min() < 0:
+    if array.ndim == 0 or len(array) != count:
+        has = len(array) if array.ndim else 1
+        raise MintError(f"{name} has {has:,} labels for {count:,} images. One label per image is needed.")
+    if whole and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if whole and array.ndim == 1 and array.min() < 0:
         raise MintError(f"{name} has the label {int(array.min())}. Labels are integers from 0.")
-    return torch.from_numpy(array.astype(np.int64))
+    if not whole and not np.isfinite(array).all():
+        raise MintError(f"{name} has NaN or infinite values. Remove those samples.")
+    return torch.from_numpy(array.astype(np.int64 if whole else np.float32))

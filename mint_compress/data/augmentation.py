@@ -32,7 +32,12 @@ class Augmented(ImageDataset):
     def subset(self, rows: Tensor) -> Augmented:
         return Augmented(self.dataset.subset(rows), padding=self.padding, seed=self.seed)
 
-    def gather(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def gather(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         images, labels = self.dataset.gather(indices)
         return flip_and_crop(images, padding=self.padding, generator=generator or self.generator), labels
 

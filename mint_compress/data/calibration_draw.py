@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.data.batching import batches
+from mint_compress.data.data import Data
 from mint_compress.data.datasets import Source
-from mint_compress.data.specs import Data
 from mint_compress.data.synthetic import synthetic_images
 from mint_compress.errors import MintError, our_own
 from mint_compress.nn.contexts import evaluating, hooked

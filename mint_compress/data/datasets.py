@@ -1,9 +1,9 @@
-"""Labelled images that are fetched a batch at a time: from arrays, from folders, with augmentation."""
+"""Images that are fetched a batch at a time, with or without targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,28 +13,31 @@ if TYPE_CHECKING:
     pass
 
 Source = Dataset[Any] | Iterable[Any]
-"""A dataset of (image, label), or an iterable of (images, labels) batches such as a DataLoader.
+"""A dataset of (image, target), or an iterable of (images, targets) batches such as a DataLoader; or of
+images alone.
 
 In the place of the image there may be a tuple of tensors, or a dict.
 """
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images with integer labels; subclasses say how the rows behind some indices are fetched.
+class ImageDataset(Dataset[Any]):
+    """Images, with or without targets; subclasses say how the rows behind some indices are fetched.
 
     Attributes
     ----------
     labels
-        (n,) int64, known without opening any image.
+        (n,) int64 class numbers, or other targets (n, ...), known without opening any image; None without.
     prefetch
         Whether fetching is slow enough that `batches` should fetch one batch ahead.
     """
 
-    labels: Tensor
+    labels: Tensor | None
     prefetch = False
 
-    def gather(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Normalised images (b, C, H, W) float32 and labels (b,) int64 of ``indices``.
+    def gather(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised images (b, C, H, W) float32 and targets (b, ...), or None, of ``indices``.
 
         ``generator`` is what augmentation draws from; datasets without augmentation ignore it.
         """
@@ -45,15 +48,21 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.labels)
+        raise NotImplementedError
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        images, labels = self.gather(torch.tensor([index]))
-        return images[0], int(labels[0])
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         images, labels = self.gather(torch.as_tensor(indices))
-        return list(zip(images, labels.tolist(), strict=True))
+        if labels is None:
+            return list(images)
+        return list(zip(images, labels.tolist() if are_classes(labels) else labels, strict=True))
+
+
+def are_classes(labels: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether these are class numbers, one a sample."""
+    return labels is not None and labels.ndim == 1 and labels.dtype == torch.int64
 
 
 class ArrayDataset(ImageDataset):
@@ -65,7 +74,7 @@ class ArrayDataset(ImageDataset):
         (n, C, H, W), (n, D), or with other dimensions after the channels; uint8 or float32. uint8 is
         divided by 255.
     labels
-        (n,) int64.
+        (n,) int64, or other targets (n, ...); None without.
     rows
         Which rows of ``images`` and ``labels`` this dataset shows; all of them by default. Splits
         share one array that way.
@@ -76,25 +85,30 @@ class ArrayDataset(ImageDataset):
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         *,
         rows: Tensor | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         self.images = images
-        self.rows = torch.arange(len(labels)) if rows is None else rows
+        self.rows = torch.arange(len(images)) if rows is None else rows
         self.all_labels = labels
-        self.labels = labels[self.rows]
+        self.labels = None if labels is None else labels[self.rows]
         self.mean, self.std = mean, std
 
     def subset(self, rows: Tensor) -> ArrayDataset:
         return ArrayDataset(self.images, self.all_labels, rows=self.rows[rows], mean=self.mean, std=self.std)
 
-    def gather(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         images = self.images[self.rows[indices]]
         images = images.float() / 255 if images.dtype == torch.uint8 else images
-        return normalised(images, self.mean, self.std), self.labels[indices]
+        return normalised(images, self.mean, self.std), None if self.labels is None else self.labels[indices]
 
 
 def normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:

@@ -29,7 +29,7 @@ class FolderDataset(ImageDataset):
     Parameters
     ----------
     files
-        (path, label) of every image.
+        (path, label) of every image; the label is None where there are none.
     shape
         (C, H, W); C is 1 (read as grey) or 3.
     mean, std
@@ -40,14 +40,15 @@ class FolderDataset(ImageDataset):
 
     def __init__(
         self,
-        files: Sequence[tuple[str, int]],
+        files: Sequence[tuple[str, int | None]],
         *,
         shape: tuple[int, ...],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         self.files = list(files)
-        self.labels = torch.tensor([label for _, label in self.files], dtype=torch.int64)
+        labels = [label for _, label in self.files if label is not None]
+        self.labels = torch.tensor(labels, dtype=torch.int64) if labels else None
         self.shape = shape
         self.mean, self.std = mean, std
 
@@ -55,11 +56,17 @@ class FolderDataset(ImageDataset):
         files = [self.files[i] for i in rows.tolist()]
         return FolderDataset(files, shape=self.shape, mean=self.mean, std=self.std)
 
-    def gather(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def gather(
+        self, indices: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         paths = [self.files[i][0] for i in indices.tolist()]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             images = torch.stack(list(pool.map(self._open, paths)))
-        return normalised(images.float() / 255, self.mean, self.std), self.labels[indices]
+        labels = None if self.labels is None else self.labels[indices]
+        return normalised(images.float() / 255, self.mean, self.std), labels
 
     def _open(self, path: str) -> Tensor:
         from torchvision.transforms import functional
@@ -136,6 +143,32 @@ def image_files(folder: Path) -> tuple[list[tuple[str, int]], list[str], Counter
         others = f" Passed over: {endings_text(passed_over)}." if passed_over else ""
         raise MintError(f"{folder} is no folder of class folders with images: {reason}{others}") from None
     return found.samples, found.classes, passed_over
+
+
+def unlabelled_files(folder: Path) -> tuple[list[tuple[str, None]], Counter[str]]:
+    """All images below a folder, at any depth, sorted; and how many other files there are, by their endings.
+
+    Hidden files and folders do not count.
+
+    Raises
+    ------
+    MintError
+        There is no image.
+    """
+    endings = _image_endings()
+    passed_over: Counter[str] = Counter()
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
+            continue
+        if path.suffix.lower() in endings:
+            found.append((str(path), None))
+        else:
+            passed_over[path.suffix.lower() or "no ending"] += 1
+    if not found:
+        others = f": passed over were {endings_text(passed_over)}" if passed_over else ""
+        raise MintError(f"{folder} has no images{others}. Name a folder that has some, at any depth.")
+    return found, passed_over
 
 
 def endings_text(passed_over: Counter[str]) -> str:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mint_compress.data.arrays import IMAGE, as_images, as_labels, kind, read_npz
+from mint_compress.data.arrays import IMAGE, as_images, as_targets, kind, read_npz
 from mint_compress.data.augmentation import Augmented
-from mint_compress.data.counting import size
-from mint_compress.data.datasets import ArrayDataset, ImageDataset, Source
-from mint_compress.data.folders import FolderDataset, endings_text, image_files
-from mint_compress.data.loaders import class_count, first_shape, load_splits
-from mint_compress.data.splits import balanced_draw, draw_from_batches, stratified_split
+from mint_compress.data.data import Data, Stats, classes_in, described
+from mint_compress.data.datasets import ArrayDataset, ImageDataset, are_classes
+from mint_compress.data.folders import FolderDataset, endings_text, image_files, unlabelled_files
+from mint_compress.data.loaders import load_splits
+from mint_compress.data.splits import held_out_of, random_split, stratified_split
 from mint_compress.errors import MintError
-from mint_compress.nn.contexts import seeded
-from mint_compress.nn.io import Inputs, InputShape, describe
+from mint_compress.nn.io import describe
+from mint_compress.options import is_place
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MNIST = ((0.1307,), (0.3081,))
@@ -38,85 +38,14 @@ TORCHVISION = {
     "stl10": ("STL10", "stl10_binary", "cs.stanford.edu/~acoates/stl10", True),
 }
 CHOICES = (
-    "digits, FILE.npz, a folder of class folders, "
+    "digits, FILE.npz, a folder of class folders, images:DIR, "
     + ", ".join(f"{name}:DIR" for name in TORCHVISION)
     + ", package.module:function"
 )
 
-Stats = tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a data spec stands for.
-
-    Attributes
-    ----------
-    train, validation, test
-        Give (image, label): a float32 tensor of ``input_shape``, normalised, and an int. From
-        ``package.module:function`` they are what the function returned.
-    augmented
-        ``train`` with augmentation that suits it; ``train`` itself where none does.
-    classes
-        Number of classes.
-    input_shape
-        (C, H, W) of one image, or the shape of another sample, without the batch; a tuple or dict of such
-        for several inputs.
-    mean, std
-        What was subtracted and divided by, per channel; None when the values are as they were.
-    name
-        The spec.
-    sizes
-        Images that train, validation and test give in one pass; None where a loader does not say.
-    description
-        One line with the sizes of the splits, mean and std, and how many files are no images.
-    """
-
-    train: Source
-    validation: Source
-    test: Source
-    augmented: Source
-    classes: int
-    input_shape: InputShape
-    mean: Stats
-    std: Stats
-    name: str
-    sizes: tuple[int | None, ...]
-    description: str
-
-    @property
-    def splits(self) -> dict[str, Source]:
-        """Train, validation and test, by their names in messages."""
-        return {
-            "the training data": self.train,
-            "the validation data": self.validation,
-            "the test data": self.test,
-        }
-
-    def calibration(self, count: int, *, seed: int) -> tuple[Inputs, Tensor]:
-        """Draw ``count`` training images without replacement, as many of each class as possible.
-
-        Parameters
-        ----------
-        count
-            Images wanted; at most as many as there are come back.
-        seed
-            The same seed draws the same images.
-
-        Returns
-        -------
-        images, labels
-            (n, C, H, W) float32, or several inputs of n samples, and (n,) int64, in random order.
-            Classes with too few images are filled up from the others.
-        """
-        if isinstance(self.train, ImageDataset):
-            return self.train.gather(balanced_draw(self.train.labels, count, seed=seed))
-        with seeded(seed):
-            return draw_from_batches(self.train, self.classes, count, seed=seed)
-
 
 def load_data(
-    spec: str,
+    spec: Any,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -129,8 +58,9 @@ def load_data(
     ----------
     spec
         ``digits`` (bundled with scikit-learn), an .npz file (x_train, y_train, x_test, y_test), a
-        folder with train/ and val/ or test/, a torchvision set such as ``cifar10:DIR``, or
-        ``package.module:function`` returning loaders or datasets as a dict or tuple (train, val, test).
+        folder with train/ and val/ or test/, ``images:DIR`` for images without labels, at any depth, a
+        torchvision set such as ``cifar10:DIR``, or ``package.module:function`` returning loaders. Or what
+        such a function returns; see :func:`mint_compress.data.loaders.arranged`.
     mean, std
         Per channel, or one value for all. By default ImageNet's for three channels, MNIST's for one,
         and nothing for arrays of floats, for samples that are no images, and for loaders.
@@ -144,22 +74,27 @@ def load_data(
     Raises
     ------
     MintError
-        Unknown spec, missing or broken file, arrays that do not fit together or the network, NaN,
-        labels that are no class numbers, one class only.
+        Unknown spec, missing or broken file, arrays that do not fit together or the network, NaN.
     """
     shape = tuple(input_shape) if input_shape is not None else None
+    if not isinstance(spec, str):
+        _check_unnormalised("The loader", mean, std)
+        return Data.from_loaders(spec, input_shape=shape)
     options = _Options(spec, tuple(mean) if mean else None, tuple(std) if std else None, shape, seed)
     name, _, place = spec.partition(":")
     if spec == "digits":
         return _digits(options)
     if spec.lower().endswith(".npz"):
         return _npz(options)
+    if name == "images" and place:
+        return _images(options, Path(place))
     if name in TORCHVISION:
         return _torchvision(options, name, place)
     if Path(spec).is_dir():
         return _folders(options)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
-        return _foreign(options)
+    if is_place(spec):
+        _check_unnormalised(spec, mean, std)
+        return Data.from_loaders(load_splits(spec), input_shape=shape, name=spec)
     problem = f"No such folder: {spec!r}" if "/" in spec or "\\" in spec else f"Unknown data {spec!r}"
     if Path(spec).is_file():
         problem = f"{spec!r} is a file of another kind"
@@ -197,9 +132,9 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{v:g}" for v in values)
 
 
-def _check_labels(labels: Tensor, where: str) -> None:
-    if len(torch.unique(labels)) < 2:
-        raise MintError(f"{where} has one class only (label {int(labels[0])}). Two or more are needed.")
+def _check_unnormalised(name: str, mean: object, std: object) -> None:
+    if mean or std:
+        raise MintError(f"{name} normalises by itself. Leave out --mean and --std.")
 
 
 def _assemble(
@@ -208,41 +143,39 @@ def _assemble(
     validation: ImageDataset | None,
     test: ImageDataset,
     *,
-    classes: int,
+    classes: int | None,
     shape: tuple[int, ...],
     stats: tuple[Stats, Stats],
     photographs: bool,
 ) -> Data:
     """Put a `Data` together; without ``validation`` it comes out of ``train``."""
-    _check_labels(train.labels, f"{options.spec} (train)")
     if validation is None:
-        kept, held_out = stratified_split(train.labels, max(1, min(5000, len(train) // 10)))
+        kept, held_out = _split(train, held_out_of(len(train)))
         train, validation = train.subset(kept), train.subset(held_out)
     augmented = train
-    if photographs and len(shape) == IMAGE and shape[0] == 3:
+    # maps and other targets would have to move with the image
+    movable = train.labels is None or are_classes(train.labels)
+    if photographs and movable and len(shape) == IMAGE and shape[0] == 3:
         augmented = Augmented(train, padding=max(1, min(shape[1:]) // 8), seed=options.seed)
     sizes = (len(train), len(validation), len(test))
-    text = _describe(options.spec, sizes, shape, classes, *stats)
+    values = "no normalisation"
+    if any(stats):
+        values = f"mean {_numbers(stats[0] or (0.0,))}, std {_numbers(stats[1] or (1.0,))}"
+    text = f"{described(options.spec, sizes, shape, classes, train.labels)}; {values}"
     return Data(train, validation, test, augmented, classes, shape, *stats, options.spec, sizes, text)
 
 
-def _describe(
-    name: str, sizes: Sequence[int | None], shape: InputShape, classes: int, mean: Stats, std: Stats
-) -> str:
-    counts = ["?" if size is None else f"{size:,}" for size in sizes]
-    values = "no normalisation"
-    if mean or std:
-        values = f"mean {_numbers(mean or (0.0,))}, std {_numbers(std or (1.0,))}"
-    return (
-        f"{name}: {counts[0]} train, {counts[1]} validation, {counts[2]} test {kind(shape)} "
-        f"of {describe(shape)} in {classes} classes; {values}"
-    )
+def _split(images: ImageDataset, held_out: int) -> tuple[Tensor, Tensor]:
+    """Kept and held out, each class alike where there are classes."""
+    if are_classes(images.labels):
+        return stratified_split(images.labels, held_out)
+    return random_split(len(images), held_out)
 
 
 def _from_arrays(
     options: _Options,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Tensor | None],
+    test: tuple[Tensor, Tensor | None],
     *,
     raw: bool,
     photographs: bool,
@@ -251,7 +184,7 @@ def _from_arrays(
     # the defaults are those of images, flattened or not; a vector has no channels
     stats = options.normalisation(shape[0] if len(shape) > 1 else 1, raw=raw or len(shape) not in (1, IMAGE))
     sets = [ArrayDataset(*split, mean=stats[0], std=stats[1]) for split in (train, test)]
-    classes = int(max(train[1].max(), test[1].max())) + 1
+    classes = None if train[1] is None else classes_in(train[1], test[1])
     return _assemble(
         options, sets[0], None, sets[1], classes=classes, shape=shape, stats=stats, photographs=photographs
     )
@@ -292,11 +225,13 @@ def _npz(options: _Options) -> Data:
         )
     if images["x_train"].dtype != images["x_test"].dtype:
         raise MintError(f"{options.spec}: x_train and x_test must both be uint8 or both be floats.")
-    labels = {
-        key: as_labels(arrays[key], key, len(images[key.replace("y", "x")])) for key in ("y_train", "y_test")
+    targets = {
+        key: as_targets(array, key, len(images[key.replace("y", "x")]))
+        for key, array in arrays.items()
+        if key.startswith("y")
     }
     raw = images["x_train"].dtype != torch.uint8
-    train, test = (images["x_train"], labels["y_train"]), (images["x_test"], labels["y_test"])
+    train, test = ((images[f"x_{part}"], targets.get(f"y_{part}")) for part in ("train", "test"))
     return _from_arrays(options, train, test, raw=raw, photographs=not raw)
 
 
@@ -315,7 +250,7 @@ def _torchvision(options: _Options, name: str, place: str) -> Data:
             found = getattr(torchvision.datasets, kind)(place, download=False, **split)
             labels = found.targets if hasattr(found, "targets") else found.labels
             images = as_images(np.asarray(found.data), f"{name} ({part})", options.input_shape)
-            arrays.append((images, as_labels(np.asarray(labels), name, len(images))))
+            arrays.append((images, as_targets(np.asarray(labels), name, len(images))))
     except MintError:
         raise
     except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
@@ -326,18 +261,67 @@ def _torchvision(options: _Options, name: str, place: str) -> Data:
     return _from_arrays(options, arrays[0], arrays[1], raw=False, photographs=photographs)
 
 
+def _images(options: _Options, root: Path) -> Data:
+    """Images without labels, at any depth; of train/ and val/ or test/ where there are such folders."""
+    if not root.is_dir():
+        raise MintError(f"No such folder: {str(root)!r}. Write images:DIR, where DIR holds images.")
+    shape, stats = _image_options(options, root)
+    parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+    if "train" not in parts or len(parts) == 1:
+        parts = {"train": root}
+    sets: dict[str, ImageDataset] = {}
+    passed_over: Counter[str] = Counter()
+    for part, folder in parts.items():
+        files, others = unlabelled_files(folder)
+        passed_over += others
+        sets[part] = FolderDataset(files, shape=shape, mean=stats[0], std=stats[1])
+    if len(sets) == 1:
+        whole = sets["train"]
+        if len(whole) < 3:
+            raise MintError(
+                f"{root} has {len(whole)} images. Three are needed at least: to learn and to test."
+            )
+        kept, held_out = random_split(len(whole), held_out_of(len(whole)))
+        sets = {"train": whole.subset(kept), "test": whole.subset(held_out)}
+    return _of_folders(options, sets, None, shape, stats, passed_over)
+
+
+def _image_options(options: _Options, root: Path) -> tuple[tuple[int, ...], tuple[Stats, Stats]]:
+    """The shape that images of a folder get, and mean and std."""
+    shape = options.input_shape or (3, 224, 224)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise MintError(
+            f"{root} holds images, but the network takes {describe(shape)}. Needed: 1 or 3, H, W."
+        )
+    return shape, options.normalisation(shape[0], raw=False)
+
+
+def _of_folders(
+    options: _Options,
+    sets: Mapping[str, ImageDataset],
+    classes: int | None,
+    shape: tuple[int, ...],
+    stats: tuple[Stats, Stats],
+    passed_over: Counter[str],
+) -> Data:
+    # without test/, val/ is the test split
+    test, validation = (sets["test"], sets.get("val")) if "test" in sets else (sets["val"], None)
+    data = _assemble(
+        options, sets["train"], validation, test, classes=classes, shape=shape, stats=stats, photographs=True
+    )
+    if not passed_over:
+        return data
+    said = f"{passed_over.total():,} files passed over ({endings_text(passed_over)})"
+    return replace(data, description=f"{data.description}; {said}")
+
+
 def _folders(options: _Options) -> Data:
     root = Path(options.spec)
     found = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
     if "train" not in found or len(found) == 1:
         has = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise MintError(f"{root} needs train/ and test/ or val/, folders of class folders; it holds: {has}.")
-    shape = options.input_shape or (3, 224, 224)
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise MintError(
-            f"{root} holds images, but the network takes {describe(shape)}. Needed: 1 or 3, H, W."
-        )
-    stats = options.normalisation(shape[0], raw=False)
+    shape, stats = _image_options(options, root)
     sets: dict[str, ImageDataset] = {}
     names: list[str] = []
     passed_over: Counter[str] = Counter()
@@ -349,31 +333,4 @@ def _folders(options: _Options) -> Data:
             raise MintError(f"{folder} and {root / 'train'} have different class folders: {odd}.")
         names = classes
         sets[part] = FolderDataset(files, shape=shape, mean=stats[0], std=stats[1])
-    # without test/, val/ is the test split
-    test, validation = (sets["test"], sets.get("val")) if "test" in sets else (sets["val"], None)
-    data = _assemble(
-        options,
-        sets["train"],
-        validation,
-        test,
-        classes=len(names),
-        shape=shape,
-        stats=stats,
-        photographs=True,
-    )
-    if not passed_over:
-        return data
-    said = f"{passed_over.total():,} files passed over ({endings_text(passed_over)})"
-    return replace(data, description=f"{data.description}; {said}")
-
-
-def _foreign(options: _Options) -> Data:
-    splits = load_splits(options.spec)
-    if options.mean or options.std:
-        raise MintError(f"{options.spec} normalises by itself. Leave out --mean and --std.")
-    shape = first_shape(options.spec, splits["test"], options.input_shape)
-    classes = class_count(splits["test"])
-    train, validation, test = (splits[key] for key in ("train", "validation", "test"))
-    sizes = tuple(size(source) for source in (train, validation, test))
-    text = _describe(options.spec, sizes, shape, classes, None, None)
-    return Data(train, validation, test, train, classes, shape, None, None, options.spec, sizes, text)
+    return _of_folders(options, sets, len(names), shape, stats, passed_over)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mint_compress.data.batching import batches
 from mint_compress.data.datasets import Source
+from mint_compress.data.targets import Targets, concatenate_targets, select_targets
 from mint_compress.errors import MintError
-from mint_compress.nn.io import Inputs, concatenate, select
+from mint_compress.nn.io import Inputs, concatenate, describe, select, shape_of
+from mint_compress.nn.io import count as number_of
 
 # splits are the same whatever the seed: a second run must not train on what a first one held out
 SPLIT_SEED = 0
@@ -55,26 +57,55 @@ def balanced_draw(labels: Tensor, count: int, *, seed: int) -> Tensor:
     return chosen[torch.randperm(len(chosen), generator=generator)]
 
 
-def draw_from_batches(source: Source, classes: int, count: int, *, seed: int) -> tuple[Inputs, Tensor]:
+def random_split(count: int, held_out: int, *, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Split the numbers below ``count`` into (kept, held out), each sorted, at random."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def held_out_of(count: int) -> int:
+    """Images that are held out for validation or test where nobody said how many."""
+    return max(1, min(5000, count // 10))
+
+
+def draw_from_batches(
+    source: Source, classes: int | None, count: int, *, seed: int
+) -> tuple[Inputs, Targets]:
     """One pass over a source whose labels are not known beforehand, ended as soon as there is enough."""
-    quota = -(-count // classes)
+    quota = None if classes is None else -(-count // classes)
     taken: Counter[int] = Counter()
-    chosen: list[tuple[Inputs, Tensor]] = []
-    spare: list[tuple[Inputs, Tensor]] = []
-    for images, labels in batches(source, 256, generator=torch.Generator().manual_seed(seed)):
-        for row, label in enumerate(labels):
+    chosen: list[tuple[Inputs, Targets]] = []
+    spare: list[tuple[Inputs, Targets]] = []
+    for inputs, targets in batches(source, 256, generator=torch.Generator().manual_seed(seed)):
+        for row in range(number_of(inputs)):
             # a copy: a view would keep the whole batch
-            image = select(images, torch.tensor([row]))
-            # a label map (segmentation) is no class; such images are taken as they come
-            key = int(label) if label.ndim == 0 else -1
-            if key < 0 or taken[key] < quota:
-                taken[key] += 1
-                chosen.append((image, label))
+            one = torch.tensor([row])
+            sample = select(inputs, one), select_targets(targets, one)
+            label = _class_of(sample[1])
+            if quota is None or label is None or taken[label] < quota:
+                if label is not None:
+                    taken[label] += 1
+                chosen.append(sample)
             elif len(spare) < count:
-                spare.append((image, label))
+                spare.append(sample)
         if len(chosen) >= count:
             break
     chosen = (chosen + spare)[:count]
     if not chosen:
         raise MintError("The training loader gives no images to calibrate on.")
-    return concatenate([image for image, _ in chosen]), torch.stack([label for _, label in chosen])
+    return _concatenated([x for x, _ in chosen]), concatenate_targets([target for _, target in chosen])
+
+
+def _class_of(target: Targets) -> int | None:
+    """Of one sample; a label map (segmentation) is no class, and such images are taken as they come."""
+    return int(target) if isinstance(target, Tensor) and target.ndim == 1 else None
+
+
+def _concatenated(parts: list[Inputs]) -> Inputs:
+    shapes = {describe(shape_of(part)) for part in parts}
+    if len(shapes) > 1:
+        first, second = sorted(shapes)[:2]
+        raise MintError(
+            f"The training loader gives samples of {first} and of {second}. Resize or pad them to one size."
+        )
+    return concatenate(parts)

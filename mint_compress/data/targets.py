@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,3 +47,13 @@ def shapes_of(targets: Targets) -> str:
         kind = f"dicts ({', '.join(map(str, first))})" if isinstance(first, Mapping) else type(first).__name__
         return f"a list of {len(targets)} {kind}"
     return f"a {type(targets).__name__}"
+
+
+def concatenate_targets(parts: Sequence[Targets]) -> Targets:
+    """Those of several batches as those of one; they must be of one kind."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {name: concatenate_targets([part[name] for part in parts]) for name in first}
+    return None if first is None else [one for part in parts for one in part]

@@ -72,7 +72,7 @@ def settle_task(
             known = _known_targets(source)
             every = targets if known is None else known
             if settled is None:
-                settled, why = (task, "") if task is not None else default_task(outputs, some)
+                settled, why = (task, "") if task is not None else default_task(outputs, every)
                 settled = settled.settled(outputs, every, asked=task is not None)
                 reason = f" ({why})" if why else ""
                 notes[f"task: {settled.name}, by {settled.metric.name}{reason}"] = None

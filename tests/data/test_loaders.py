@@ -46,6 +46,8 @@ def one_class(): return {"train": made(4, 1), "val": made(4, 1), "test": made(4,
 def stream(): return [BATCH], [BATCH]
 def nan(): return made(40), TensorDataset(torch.full((4, 3, 4, 4), float("nan")), torch.arange(4))
 def bytes_(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.arange(4))
+def triple(): return [(*BATCH, BATCH[1])], [BATCH], [(*BATCH, BATCH[1])]
+def uneven(): return [BATCH] * 2, [BATCH], [(BATCH[0], torch.arange(3))]
 def soft(): return made(40), TensorDataset(torch.zeros(4, 3, 4, 4), torch.rand(4))
 def maps(n, low=0, high=3, void=255):
     labels = torch.arange(low, high).repeat(n * 16)[: n * 16].view(n, 4, 4).clone()
@@ -112,18 +114,20 @@ def test_validation_comes_out_of_what_the_sampler_gives() -> None:
         ("nowhere", "has no attribute 'nowhere'"),
         ("broken", "failed: ValueError: no disk"),
         ("leaves", r"my_loaders:leaves called sys\.exit\(0\)"),
-        ("number", "returned int"),
-        ("keys", "returned keys train, tset"),
+        ("number", "my_loaders:number gives int"),
+        ("keys", "gives keys train, tset"),
         ("iterators", "train is a list_iterator"),
-        ("one_class", "one class only"),
         ("stream", "train cannot be split"),
         ("weighted", "the WeightedRandomSampler of train decides by itself which images it gives"),
         ("unsized", "train has no length. Return val too"),
         ("single", "train is too small to split. Return val too"),
         ("nan", "NaN or infinite"),
         ("bytes_", "gives torch.uint8 images"),
-        ("soft", "gives torch.float32 labels"),
-        ("bare", "list of 1 per batch"),
+        (
+            "triple",
+            r"gives a tuple of 3 \(\(2, 3, 4, 4\) of float32, \(2,\) of int64, \(2,\) of int64\) per batch",
+        ),
+        ("uneven", r"inputs and targets of shapes \(2, 3, 4, 4\), \(3,\) in one batch"),
     ],
 )
 def test_bad_functions_say_what_is_wrong(function: str, message: str) -> None:

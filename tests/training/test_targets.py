@@ -87,9 +87,9 @@ def test_targets_that_do_not_fit_are_refused_before_a_step(which: str) -> None:
 
 
 UNKNOWN = {
-    "one value": (inputs().sum(1), r"targets that are \(2,\) of float32 for outputs \(2, 3\)"),
-    "booleans": (inputs()[:, 0] > 0, r"targets that are \(2,\) of bool for outputs \(2, 3\)"),
-    "counts": (torch.full((64, 3), 5), r"targets that are \(2, 3\) of int64"),
+    "one value": (inputs().sum(1), r"targets that are \(64,\) of float32 for outputs \(2, 3\)"),
+    "booleans": (inputs()[:, 0] > 0, r"targets that are \(64,\) of bool for outputs \(2, 3\)"),
+    "counts": (torch.full((64, 3), 5), r"targets that are \(64, 3\) of int64"),
 }
 
 

@@ -80,19 +80,24 @@ def _callable(part: Any, what: str) -> Any:
 
 
 def default_task(outputs: Any, targets: Any) -> tuple[Task, str]:
-    """The task that outputs and targets of the same samples speak for, and why.
+    """The task that outputs and targets speak for, and why.
 
     Parameters
     ----------
     outputs
-        What the network returned in eval mode.
+        What the network returned in eval mode for some samples.
     targets
-        As the data give them.
+        Those of these samples or of others, as the data give them.
 
     Returns
     -------
     task, reason
         The reason in a few words.
+
+    Raises
+    ------
+    MintError
+        Class numbers in a form that means something else: one-hot, or as floats.
     """
     if targets is None:
         return Imitation(), "the data have no labels, and the original's outputs stand in"
@@ -111,18 +116,33 @@ def default_task(outputs: Any, targets: Any) -> tuple[Task, str]:
 def _of_tensor(outputs: list[Tensor], targets: Tensor) -> Task | None:
     """The task of tensors; None where none fits."""
     first, whole = outputs[0], not targets.is_floating_point()
+    columns = first.shape[1] if first.ndim == 2 else 1
+    if columns > 1 and targets.shape[1:] == first.shape[1:] and _one_hot(targets):
+        raise MintError(
+            f"The targets, {shapes_of(targets)}, are one-hot: every row has a single 1. Give class numbers, "
+            "as labels.argmax(1) does, or --task multilabel where a sample may have several."
+        )
+    if columns > 1 and targets.ndim == 1 and not whole and bool((targets == targets.round()).all()):
+        raise MintError(
+            f"The targets, {shapes_of(targets)}, are whole numbers given as floats, for {columns} outputs. "
+            "Save class numbers as int64, or name the task: --task."
+        )
     if targets.ndim == 1 and whole and targets.dtype != torch.bool:
         return Embedding() if len(outputs) == 1 and _unit_length(first) else Classification()
-    if targets.ndim == 3 and whole and targets.dtype != torch.bool and first.shape != targets.shape:
+    if targets.ndim == 3 and whole and targets.dtype != torch.bool and first.shape[1:] != targets.shape[1:]:
         return Segmentation()
-    if is_zero_or_one(targets) and targets.shape == first.shape:
+    if is_zero_or_one(targets) and targets.shape[1:] == first.shape[1:]:
         if first.ndim == 2:
             return Multilabel()
         if first.ndim == 4 and first.shape[1] == 1:
             return Segmentation()
-    if targets.is_floating_point() and fits(first, targets):
+    if targets.is_floating_point() and fits(first[:1], targets[:1]):
         return Regression()
     return None
+
+
+def _one_hot(targets: Tensor) -> bool:
+    return is_zero_or_one(targets) and len(targets) > 1 and bool((targets.sum(1) == 1).all())
 
 
 def _unit_length(output: Tensor) -> bool:

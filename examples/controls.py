@@ -27,11 +27,12 @@ def random(model: nn.Module, groups: Any, images: Tensor, labels: Tensor, seed: 
     return {g.name: generator.random(g.width) for g in groups if g.prunable}
 
 
-def torch_pruning(importance: Any) -> Callable[..., Scores]:
+def torch_pruning(importance: Any, *, gradients: bool = False) -> Callable[..., Scores]:
     """One of Torch-Pruning's own criteria, with its defaults, on its own groups."""
 
     def scores(model: nn.Module, groups: Any, images: Tensor, labels: Tensor, seed: int) -> Scores:
-        accumulate_gradients(model, images, labels)
+        if gradients:
+            accumulate_gradients(model, images, labels)
         names = {module: name for name, module in model.named_modules()}
         prunable = {g.name: g for g in groups if g.prunable}
         found = {}
@@ -88,7 +89,7 @@ CRITERIA: dict[str, Callable[..., Scores]] = {
     "L1 magnitude": torch_pruning(tp.importance.GroupMagnitudeImportance(p=1)),
     "L2 magnitude": torch_pruning(tp.importance.GroupMagnitudeImportance(p=2)),
     "BatchNorm scale": torch_pruning(tp.importance.BNScaleImportance()),
-    "Taylor": torch_pruning(tp.importance.GroupTaylorImportance()),
+    "Taylor": torch_pruning(tp.importance.GroupTaylorImportance(), gradients=True),
     "random": random,
 }
 OURS = "gaussian, backward"

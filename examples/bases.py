@@ -36,6 +36,9 @@ class OnDevice(ImageDataset):
         # the corner pixel is background on MNIST; normalised photographs are padded with their mean
         self.background = float(images[0, 0, 0, 0]) if images.shape[1] == 1 else 0.0
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def gather(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         rows = indices.to(self.images.device)
         images = flip_and_crop(

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from mint_compress.surgery.pruning import prune_
     from mint_compress.surgery.pruning_plan import PruningPlan
     from mint_compress.sweeping import sweep
-    from mint_compress.training.evaluation import accuracy
+    from mint_compress.training.evaluation import accuracy, evaluate
     from mint_compress.training.finetuning import finetune_
+    from mint_compress.training.healing import heal_
+    from mint_compress.training.tasks.protocol import Task
 
 __version__ = "0.1.0"
 
@@ -51,14 +53,17 @@ _HOMES = {
     "PruningPlan": "surgery.pruning_plan",
     "Receipt": "exporting.receipt",
     "Report": "reporting",
+    "Task": "training.tasks.protocol",
     "accuracy": "training.evaluation",
     "benchmark": "exporting.benchmarking",
     "calibrate": "scoring.calibration",
     "compensate_": "repair.compensation",
     "compress": "compression",
+    "evaluate": "training.evaluation",
     "export": "exporting.protocol",
     "find_groups": "graph.finding",
     "finetune_": "training.finetuning",
+    "heal_": "training.healing",
     "inspect_model": "inspecting",
     "load": "checkpoints.loading",
     "load_data": "data.specs",
@@ -85,14 +90,17 @@ __all__ = [
     "Receipt",
     "Report",
     "Settings",
+    "Task",
     "accuracy",
     "benchmark",
     "calibrate",
     "compensate_",
     "compress",
+    "evaluate",
     "export",
     "find_groups",
     "finetune_",
+    "heal_",
     "inspect_model",
     "load",
     "load_data",

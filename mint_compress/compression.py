@@ -41,7 +41,7 @@ from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import chance_warning, evaluate
 from mint_compress.training.finetuning import finetune_
-from mint_compress.training.first_look import settle_task
+from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.healing import heal_
 from mint_compress.training.tasks.finding import find_task
 from mint_compress.training.tasks.protocol import Measurement, Task
@@ -190,6 +190,8 @@ def _opened(
     if data is not None:
         task, said = settle_task(original, data.splits, task=task, device=device)
         notes += said
+        if settings.finetuning.epochs:
+            check_classes(task, data.train)
     layers = settings.layers
     with by_position(original, example) as inputs:
         groups = find_groups(

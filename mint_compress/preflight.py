@@ -103,7 +103,7 @@ def _check_data(data: object) -> None:
         found = False
     if not found:
         raise MintError(
-            f"No such data: {data!r}. Give digits, an .npz file, a folder of class folders, "
+            f"No such data: {data!r}. Give digits, an .npz file, a folder of class folders, images:DIR, "
             "cifar10:DIR or package.module:function."
         )
 

@@ -51,7 +51,7 @@ TASK = Rule(
     lambda v: not isinstance(v, str) or v in TASKS or is_place(v),
     f"be {', '.join(TASKS)}, or package.module:object",
 )
-HEALS = "as many as some minutes of a CPU pay for, at most 20"
+HEALS = "at most 10, as many as some minutes of a CPU pay for"
 
 Cost = Literal["params", "macs", "both"]
 
@@ -376,8 +376,9 @@ def _places() -> Mapping[str, tuple[str, str]]:
 PLAN = Option(None, "Apply a plan that --dry-run wrote.", "FILE", Path, name="plan")
 DATA = Option(
     None,
-    "digits; an .npz with x_train, y_train, x_test, y_test; a folder with train/, val/, test/; cifar10:DIR, "
-    "and so cifar100, mnist, fashion_mnist, kmnist, svhn, stl10; package.module:function returning loaders.",
+    "digits; an .npz with x_train, y_train, x_test, y_test; a folder with train/, val/, test/; images:DIR, "
+    "images without labels at any depth; cifar10:DIR, and so cifar100, mnist, fashion_mnist, kmnist, svhn, "
+    "stl10; package.module:function returning loaders.",
     "SPEC", name="data", default_text="none",
 )  # fmt: skip
 OUTPUT = Option(

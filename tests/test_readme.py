@@ -120,7 +120,7 @@ def test_the_library_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.M
         exec(compile(block, "README.md", "exec"), names)
     report = json.loads((tmp_path / "vgg16_small.json").read_text())
     assert names["report"].to_dict() == report
-    assert report["ratio"]["asked"] == 0.75 and report["accuracy"]["finetuned"] is not None
+    assert report["ratio"]["asked"] == 0.75 and report["quality"]["repaired"] is not None
     assert sum(p.numel() for p in names["model"].parameters()) == report["parameters"]["after"]
 
 
@@ -161,8 +161,8 @@ def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
     }
     report = json.loads((tmp_path / "vgg16_small.json").read_text())
     assert 0.75 <= report["ratio"]["removed"] <= 0.77
-    assert report["accuracy"]["original"] >= 0.986
-    assert report["accuracy"]["finetuned"] >= report["accuracy"]["original"] - 0.01
+    assert report["quality"]["original"] >= 0.986
+    assert report["validation"]["compressed"] >= report["validation"]["original"] - 0.01
     assert report["speedup"] > 1
     last = done.stdout.splitlines()[-10:]
     assert last[0].startswith("Parameters") and last[-1].startswith("Written")

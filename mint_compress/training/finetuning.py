@@ -25,7 +25,7 @@ from mint_compress.settings import Compute
 from mint_compress.training.acceleration import accelerated
 from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import evaluate
-from mint_compress.training.first_look import settle_task
+from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.resuming import Resumable
 from mint_compress.training.schedule import one_cycle
@@ -111,6 +111,7 @@ def finetune_(
         accelerator = stack.enter_context(accelerated(where))
         sources = _named(train, validation)
         task, notes = settle_task(model, sources, task=task, device=accelerator.device)
+        check_classes(task, train)
         if task.trained_on_original and teacher is None:
             said = "; ".join(notes) or f"task: {task.name}"
             raise MintError(f"The original network is needed to learn from ({said}). Give it as teacher.")

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from mint_compress.data.batching import batches
-from mint_compress.data.datasets import ImageDataset, Source
+from mint_compress.data.datasets import ImageDataset, Source, are_classes
 from mint_compress.data.targets import Targets, select_targets, targets_to
+from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.io import Inputs, run, select, to
+from mint_compress.training.tasks.classification import Classification
 from mint_compress.training.tasks.finding import default_task
 from mint_compress.training.tasks.imitation import Imitation
 from mint_compress.training.tasks.protocol import Task
@@ -78,6 +80,23 @@ def settle_task(
                 notes[f"task: {settled.name}, by {settled.metric.name}{reason}"] = None
             notes |= dict.fromkeys(settled.check(outputs, some, whose, every))
     return settled or task or Imitation(), tuple(notes)
+
+
+def check_classes(task: Task, train: Source) -> None:
+    """Refuse to train a classifier on one class.
+
+    Raises
+    ------
+    MintError
+        All labels are the same, as far as they are known without looking at images.
+    """
+    labels = _known_targets(train)
+    if not isinstance(task, Classification) or not are_classes(labels) or len(labels.unique()) != 1:
+        return
+    raise MintError(
+        f"The training data has one class only (label {int(labels[0])}), and fine-tuning would teach nothing "
+        "else. Give more classes, or --epochs 0, or --task imitation, which needs no labels."
+    )
 
 
 def _first_batch(source: Source, device: torch.device) -> tuple[Inputs, Targets] | None:

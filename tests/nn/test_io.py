@@ -212,7 +212,7 @@ def test_data_of_several_inputs(spec: str, named: bool) -> None:
         ("uneven", r"shapes \(8, 4, 8, 8\), \(7, 2\), \(8,\) in one batch. Each must have as many samples"),
         ("whole_numbers", "gives torch.int64, torch.int64 images. Give normalised float32"),
         ("infinite", "NaN or infinite"),
-        ("nested", "several inputs are a tuple or a dict of tensors"),
+        ("nested", "inputs are a tensor, or a tuple or dict of tensors"),
     ],
 )
 def test_inputs_that_do_not_fit_together(spec: str, function: str, message: str) -> None:

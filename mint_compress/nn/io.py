@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from types import MethodType
 from typing import Any, TypeGuard
 
@@ -146,7 +147,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     Parameters
     ----------
     output
-        A tensor, or mappings, lists and tuples of such; everything else is passed over.
+        A tensor, or mappings, lists, tuples and dataclasses of such; everything else is passed over.
 
     Yields
     ------
@@ -161,6 +162,9 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from tensors_in(value)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for field in fields(output):
+            yield from tensors_in(getattr(output, field.name))
 
 
 def first_tensor(output: Any) -> Tensor:

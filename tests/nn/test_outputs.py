@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,14 @@ from mint_compress.nn.io import first_tensor, tensors_in
 ONE, TWO, THREE = (torch.full((1,), float(k)) for k in (1, 2, 3))
 
 
+@dataclass
+class Named:
+    """As networks return that name their outputs."""
+
+    loss: torch.Tensor
+    parts: list[torch.Tensor | None]
+
+
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
@@ -20,6 +29,7 @@ ONE, TWO, THREE = (torch.full((1,), float(k)) for k in (1, 2, 3))
         ([TWO, "name", (ONE, None)], [2, 1]),
         ({"z": THREE, "a": [ONE, {"deep": TWO}]}, [3, 1, 2]),
         (UserDict(logits=TWO, loss=ONE), [2, 1]),
+        (Named(loss=ONE, parts=[THREE, None]), [1, 3]),
         ([1, 2], []),
     ],
 )

@@ -39,7 +39,7 @@ MATCHING_WEIGHS = 10.0
 """Weight of the activations on the way beside the outputs, both as shares of the original's variance."""
 LR, BATCH_SIZE = 1e-3, 64
 MOST_EPOCHS = 10
-AFFORDABLE_MACS = {"cpu": 4e12, "cuda": 2e14}
+AFFORDABLE_MACS = {"cpu": 3e12, "cuda": 2e14}
 """Multiply-accumulate operations of a healing of which nobody said how long it may take."""
 TIMED = 3
 """Updates that are tried, without a step, to tell how many fit into some minutes."""
@@ -112,7 +112,7 @@ def heal_(
     task
         Says how far outputs are apart; by default every output counts alike.
     epochs, minutes
-        How long; by default as many epochs, at most 10, as 4e12 multiply-accumulate operations pay for
+        How long; by default as many epochs, at most 10, as 3e12 multiply-accumulate operations pay for
         (2e14 on a GPU), which is some minutes. ``minutes`` depends on the machine, and so does the result.
     lr
         The highest learning rate of the cycle.

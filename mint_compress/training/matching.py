@@ -32,7 +32,7 @@ class Place:
 
 
 def places_to_match(
-    original: nn.Module, plan: PruningPlan, sample: Inputs, count: int = PLACES
+    original: nn.Module, plan: PruningPlan, sample: Inputs, count: int | None = None
 ) -> list[Place]:
     """Layers whose inputs are to be alike in both networks.
 
@@ -45,6 +45,8 @@ def places_to_match(
         The network before surgery; run once on ``sample``, in eval mode.
     plan
         What was removed.
+    count
+        How many; by default :data:`PLACES`.
     """
     with evaluating(original), torch.no_grad():
         macs = module_macs(original, sample).layers
@@ -54,7 +56,9 @@ def places_to_match(
         if name in macs and isinstance(layer, WEIGHTED) and not is_depthwise(layer)
     }
     gone = {cut.layer: cut.removed for cut in plan.cuts if cut.side == "in"}
-    return [_place(name, named[name], gone.get(name, ())) for name in _spread(macs, list(named), count)]
+    return [
+        _place(name, named[name], gone.get(name, ())) for name in _spread(macs, list(named), count or PLACES)
+    ]
 
 
 def _spread(macs: Mapping[str, int], names: Sequence[str], count: int) -> list[str]:

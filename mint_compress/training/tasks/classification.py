@@ -20,7 +20,10 @@ from mint_compress.training.targets import class_logits, fitted, is_binary, read
 from mint_compress.training.tasks.distance import output_distance
 from mint_compress.training.tasks.protocol import Measurement, Task
 
-LEAST_PROBABILITY = 1e-7
+LEAST_PROBABILITY = 1e-6
+ENOUGH = 8
+"""Values that do not all lie between 0 and 1 by chance."""
+PROBABILITIES = "the outputs are probabilities: the loss is that of their logits"
 NONE_HAS_A_CLASS = "No pixel to measure {} on has a class: all are 255 or -100. Check the labels."
 
 
@@ -70,7 +73,11 @@ class Classification(Task):
         place = self.output
         if place is None:
             place = self._logits_among(found, targets, asked)
-        return replace(self, output=place, probabilities=_are_probabilities(found[place]))
+        return replace(self, output=place, probabilities=self._passed(found[place]))
+
+    @staticmethod
+    def _passed(output: Tensor) -> bool:
+        return are_probabilities(output, each=is_binary(output))
 
     def _logits_among(self, found: Sequence[Tensor], labels: Any, asked: bool) -> int:
         if len(found) < 2 or not isinstance(labels, Tensor) or not labels.numel():
@@ -103,7 +110,7 @@ class Classification(Task):
         if self.logits:
             said += (f"output {self.logits + 1}, {tuple(logits.shape[1:])} a sample, holds the classes",)
         if self.probabilities:
-            said += ("the outputs are probabilities: their logarithm is taken for the logits",)
+            said += (PROBABILITIES,)
         return said
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -138,7 +145,7 @@ class Classification(Task):
 
     def predicted(self, outputs: Any) -> Tensor:
         """The class of every sample, or pixel: (n, ...) int64."""
-        return class_logits(self._raw(outputs)).argmax(1)
+        return self._logits(self._raw(outputs)).argmax(1)
 
     def fitted(self, outputs: Any, targets: Tensor) -> Tensor:
         """Labels as class numbers, on the outputs' device."""
@@ -164,15 +171,26 @@ class Classification(Task):
     def _logits(self, raw: Tensor) -> Tensor:
         raw = raw.float()
         if self.probabilities:
-            raw = raw.clamp_min(LEAST_PROBABILITY).log()
+            raw = as_logits(raw) if is_binary(raw) else raw.clamp_min(LEAST_PROBABILITY).log()
         return class_logits(raw)
 
 
-def _are_probabilities(output: Tensor) -> bool:
-    if output.ndim < 2 or output.shape[1] < 2 or not output.is_floating_point():
+def as_logits(probabilities: Tensor) -> Tensor:
+    """The logits whose sigmoid they are."""
+    return torch.logit(probabilities.float(), eps=LEAST_PROBABILITY)
+
+
+def are_probabilities(output: Tensor, *, each: bool) -> bool:
+    """Whether an output has passed a sigmoid (``each`` value alone) or a softmax over its second dimension.
+
+    Few values between 0 and 1 may be logits as well: they are taken for them.
+    """
+    if not output.is_floating_point() or not bool(((output >= 0) & (output <= 1)).all()):
         return False
+    if each:
+        return output.numel() >= ENOUGH
     sums = output.double().sum(1)
-    return bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 class ClassMeter:

@@ -45,6 +45,6 @@ def _floats(outputs: Any) -> list[Tensor]:
 def lacking(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean squared difference over the variance of ``theirs``, a scalar; both are of one shape."""
     theirs = theirs.detach().float()
-    # of a single constant the variance is 0; its size stands in then
-    scale = theirs.var(correction=0).clamp_min(1e-6 * theirs.square().mean()).clamp_min(1e-12)
+    # of a constant the variance is 0 but for rounding; its size stands in then
+    scale = theirs.var(correction=0).clamp_min(1e-12 * theirs.square().mean()).clamp_min(1e-20)
     return (ours.float() - theirs).square().mean() / scale

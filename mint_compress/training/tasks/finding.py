@@ -131,14 +131,13 @@ def _of_tensor(outputs: list[Tensor], targets: Tensor) -> Task | None:
         return Embedding() if len(outputs) == 1 and _unit_length(first) else Classification()
     if targets.ndim == 3 and whole and targets.dtype != torch.bool and first.shape[1:] != targets.shape[1:]:
         return Segmentation()
-    if is_zero_or_one(targets) and targets.shape[1:] == first.shape[1:]:
-        if first.ndim == 2:
+    alike = [x for x in outputs if fits(x[:1], targets[:1])]
+    if alike and is_zero_or_one(targets):
+        if alike[0].ndim == 2 and alike[0].shape[1] == targets.shape[-1]:
             return Multilabel()
-        if first.ndim == 4 and first.shape[1] == 1:
+        if alike[0].ndim == 4 and alike[0].shape[1] == 1:
             return Segmentation()
-    if targets.is_floating_point() and fits(first[:1], targets[:1]):
-        return Regression()
-    return None
+    return Regression() if alike and targets.is_floating_point() else None
 
 
 def _one_hot(targets: Tensor) -> bool:

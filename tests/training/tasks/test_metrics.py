@@ -16,6 +16,7 @@ from mint_compress.errors import MintError
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.classification import Classification
 from mint_compress.training.tasks.detection import Detection
+from mint_compress.training.tasks.distance import output_distance
 from mint_compress.training.tasks.embedding import Embedding
 from mint_compress.training.tasks.imitation import Imitation
 from mint_compress.training.tasks.multilabel import Multilabel
@@ -84,7 +85,7 @@ def test_average_precision_is_scikit_learns() -> None:
     each = [average_precision_score(targets[:, c], logits[:, c]) for c in range(4)]
     assert found.classes[:4] == pytest.approx(each, rel=1e-5) and found.classes[4] is None
     assert found.value == pytest.approx(sum(each) / 4, rel=1e-5)
-    f1 = f1_score(targets, logits > 0, average="macro", zero_division=0)
+    f1 = f1_score(targets[:, :4], logits[:, :4] > 0, average="macro")
     assert found.details["macro F1"] == pytest.approx(f1, rel=1e-5)
     loss = functional.binary_cross_entropy_with_logits(logits, targets)
     assert float(Multilabel().loss(logits, targets.long())) == pytest.approx(float(loss))
@@ -218,3 +219,44 @@ def test_average_precision_of_boxes() -> None:
     assert found.value == pytest.approx((1 + 0.7) / 2)
     with pytest.raises(MintError, match="There is no box"):
         Detection().meter().compute()
+
+
+# ---- sigmoids, and several outputs
+
+
+def test_large_logits_do_not_tie_in_average_precision() -> None:
+    logits, targets = 100 + drawn(40, 1), (drawn(40, 1, seed=1) > 0).long()
+    oracle = average_precision_score(targets[:, 0], logits[:, 0])
+    assert measured(Multilabel(), logits - 70, targets).value == pytest.approx(oracle, rel=1e-5)
+
+
+def test_a_sigmoid_at_the_end_is_seen() -> None:
+    logits, masks = drawn(4, 1, 6, 6), (drawn(4, 1, 6, 6, seed=1) > 0).float()
+    task = Segmentation(label_smoothing=0).settled(logits.sigmoid(), masks, asked=False)
+    oracle = functional.binary_cross_entropy_with_logits(logits, masks)
+    assert float(task.loss(logits.sigmoid(), masks)) == pytest.approx(float(oracle), rel=1e-5)
+    expected = measured(Segmentation(), logits, masks)
+    assert measured(task, logits.sigmoid(), masks) == expected and 0 < expected.value < 1
+    assert any("probabilities" in said for said in task.check(logits.sigmoid(), masks, "the data"))
+    several, hot = drawn(8, 5), (drawn(8, 5, seed=1) > 0).float()
+    tagger = Multilabel().settled(several.sigmoid(), hot, asked=False)
+    oracle = functional.binary_cross_entropy_with_logits(several, hot)
+    assert float(tagger.loss(several.sigmoid(), hot)) == pytest.approx(float(oracle), rel=1e-5)
+    assert not Multilabel().settled(several, hot, asked=False).probabilities
+
+
+def test_targets_are_for_the_output_of_their_shape() -> None:
+    outputs = {"logits": drawn(5, 3), "depth": drawn(5, 1, 4, 4, seed=1)}
+    targets = drawn(5, 1, 4, 4, seed=2)
+    task = Regression().settled(outputs, targets, asked=False)
+    wanted = (outputs["depth"] - targets).square().mean()
+    assert float(task.loss(outputs, targets)) == pytest.approx(float(wanted))
+    assert "output 2, (1, 4, 4) a sample" in task.check(outputs, targets, "the data")[0]
+
+
+def test_the_distance_of_outputs_far_from_zero_is_that_of_what_varies() -> None:
+    taught = drawn(1000, 3).double() + 1e4
+    ours = taught + 0.5 * drawn(1000, 3, seed=1)
+    share = float((ours - taught).square().mean() / taught.var(correction=0))
+    assert float(output_distance(ours.float(), taught.float())) == pytest.approx(share, rel=1e-2)
+    assert float(output_distance(torch.ones(4, 2), torch.ones(4, 2))) == 0

@@ -49,6 +49,10 @@ def test_rows_are_what_compress_gives_and_are_kept(model: nn.Module, tmp_path: P
     table = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [float(line["ratio"]) for line in table] == [row["settings"]["ratio"] for row in rows]
     assert [line["parameters"] for line in table] == [str(row.get("parameters", "")) for row in rows]
+    measured = [(line["metric"], line["metric_unit"], line["metric_higher_is_better"]) for line in table]
+    assert [one for one, row in zip(measured, rows, strict=True) if row["error"] is None] == [
+        ("accuracy", "%", "True") for row in rows if row["error"] is None
+    ]
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.json", "out.svg"]
 

@@ -141,7 +141,7 @@ def _no_bars(stage: str, done: int, total: int) -> None:
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    """A bar per stage on a terminal, cleared at the end; elsewhere one plain line per stage."""
+    """A bar per stage on a terminal, with an estimate, cleared at the end; elsewhere one line per stage."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -151,6 +151,7 @@ def _bars() -> Iterator[Progress]:
         TaskID,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     console = Console(stderr=True)
@@ -165,7 +166,8 @@ def _bars() -> Iterator[Progress]:
         yield line
         return
     name = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (SpinnerColumn(), name, BarColumn(), MofNCompleteColumn(), *times)
     with Progress(*columns, console=console, transient=True) as bars:
 
         def bar(stage: str, done: int, total: int) -> None:

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.loading import load_model
-from mint_compress.data.calibration_draw import affordable, draw, first_inputs, one_sample
+from mint_compress.data.calibration_draw import one_sample
 from mint_compress.data.data import Data
 from mint_compress.data.specs import load_data
-from mint_compress.errors import ForeignError, MintError, first_line
+from mint_compress.errors import MintError
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
-from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.copying import bare_copy, copied
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import Inputs, InputShape, by_position, count, describe, is_single, split, to
+from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, split, to
 from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress
 from mint_compress.provenance import described, machine, versions
-from mint_compress.repair.compensation import Repair, compensate_
-from mint_compress.reporting import ACCURACY, Report
-from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
+from mint_compress.recovery import recovered
+from mint_compress.reporting import Report
+from mint_compress.run import BATCH, Run
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score
 from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
-from mint_compress.training.evaluation import chance_warning, evaluate
-from mint_compress.training.finetuning import finetune_
 from mint_compress.training.first_look import check_classes, settle_task
-from mint_compress.training.healing import heal_
 from mint_compress.training.tasks.finding import find_task
-from mint_compress.training.tasks.protocol import Measurement, Task
-
-BATCH = 64
-HELD_OUT = 256
-"""Images of the validation split that say whether healing did good."""
 
 
 def compress(
@@ -131,49 +119,12 @@ def compress(
     return pruned, report
 
 
-@dataclass
-class _Run:
-    """What all stages of one run look at; ``notes`` grow on the way."""
-
-    settings: Settings
-    device: torch.device
-    original: nn.Module
-    data: Data | None
-    task: Task | None
-    example: Inputs
-    groups: list[ChannelGroup]
-    progress: Progress | None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def seed(self) -> int:
-        return self.settings.compute.seed
-
-    def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
-        """Calibration images on the device, with a note that says how many."""
-        wanted = affordable(self.original, self.example, default) if asked is None else asked
-        images = draw(
-            self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
-        )
-        self.notes.append(f"{what_for}calibration images: {count(images)}")
-        return images
-
-    def measure(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
-        """By the task's metric, on the test split or on the validation split; None without data."""
-        if self.data is None or self.task is None:
-            return None
-        source = self.data.validation if validation else self.data.test
-        return evaluate(
-            model, source, self.task, reference=self.original, device=self.device, progress=self.progress
-        )
-
-
 def _opened(
     model: nn.Module | str | os.PathLike[str],
     data: Any,
     settings: Settings,
     progress: Progress | None,
-) -> _Run:
+) -> Run:
     """The network and the data read, held against each other, and the channel groups found."""
     device = resolve_device(settings.compute.device)
     tell = progress or (lambda *_: None)
@@ -198,7 +149,7 @@ def _opened(
             original, inputs, ignore=layers.ignore, prune_inputs=layers.prune_inputs, progress=progress
         )
     original.to(device)
-    return _Run(settings, device, original, data, task, to(example, device), groups, progress, list(notes))
+    return Run(settings, device, original, data, task, to(example, device), groups, progress, list(notes))
 
 
 def _open_model(
@@ -223,7 +174,7 @@ def _open_data(model: nn.Module, data: Any, settings: Settings) -> tuple[Data | 
     return None, tuple(shape)
 
 
-def _begun(run: _Run, model: nn.Module | str | os.PathLike[str], command: str | None) -> Report:
+def _begun(run: Run, model: nn.Module | str | os.PathLike[str], command: str | None) -> Report:
     """The report as far as it is known before anything is computed."""
     return Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
@@ -234,7 +185,7 @@ def _begun(run: _Run, model: nn.Module | str | os.PathLike[str], command: str | 
 
 
 def _pruned(
-    run: _Run, report: Report, images: Inputs, given: PruningPlan | None
+    run: Run, report: Report, images: Inputs, given: PruningPlan | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
     chosen = _chosen(run, images) if given is None else given
@@ -247,16 +198,16 @@ def _pruned(
 
 
 def _finished(
-    run: _Run, report: Report, images: Inputs, given: PruningPlan | None
+    run: Run, report: Report, images: Inputs, given: PruningPlan | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network pruned, repaired and trained; it and the original are now on the CPU, in eval mode."""
     pruned, chosen, report = _pruned(run, report, images, given)
-    report = replace(report, **_trained(run, pruned, chosen, images), notes=tuple(run.notes))
+    report = replace(report, **recovered(run, pruned, chosen, images), notes=tuple(run.notes))
     run.original.cpu().eval()
     return pruned.cpu().eval(), chosen, report
 
 
-def _chosen(run: _Run, images: Inputs) -> PruningPlan:
+def _chosen(run: Run, images: Inputs) -> PruningPlan:
     """Calibrate, score and plan, until the plan stands its trial."""
     settings, budget = run.settings, run.settings.budget
     if budget.blocks and budget.round_to > 1:
@@ -297,103 +248,6 @@ def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:
     return PruningPlan.from_json(Path(plan).read_text(errors="replace"))
 
 
-def _trained(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> dict[str, Any]:
-    """Repair, heal and fine-tune the pruned network in place, and measure it after each stage."""
-    original = run.measure(run.original)
-    if run.data is None or run.task is None or original is None:
-        _repair_(run, pruned, plan, images)
-        return {}
-    classes = run.data.classes
-    if run.task.metric.name == ACCURACY and classes and (said := chance_warning(original.value, classes)):
-        run.notes.append(said)
-    found = {"original": original, "pruned": run.measure(pruned)}
-    held_out = run.measure(run.original, validation=True)
-    if _repair_(run, pruned, plan, images):
-        found["repaired"] = run.measure(pruned)
-    if _heal_(run, run.data, run.task, pruned, plan, images):
-        found["healed"] = run.measure(pruned)
-    if _finetune_(run, run.data, run.task, pruned):
-        found["finetuned"] = run.measure(pruned)
-    compressed = run.measure(pruned, validation=True)
-    return {
-        "quality": Stages(**{stage: one.value for stage, one in found.items() if one is not None}),
-        "validation": BeforeAfter(*(one.value if one else None for one in (held_out, compressed))),
-        **_details(original, list(found.values())[-1]),
-    }
-
-
-def _repair_(run: _Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
-    """Whether it was repaired."""
-    if not run.settings.repair.compensate:
-        return False
-    batches = split(images, BATCH)
-    repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
-    run.notes += _unrepaired(plan, repairs)
-    return True
-
-
-def _heal_(run: _Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
-    """Whether it was healed; a network that cannot be is left as it is, with a note."""
-    settings = run.settings.healing
-    if settings.heal_epochs == 0 or settings.heal_minutes == 0:
-        return False
-    try:
-        healing = heal_(
-            pruned, run.original, plan, images, held_out=first_inputs(data.validation, HELD_OUT), task=task,
-            epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
-            augment=run.settings.finetuning.augment and data.augmented is not data.train,
-            progress=run.progress,
-        )  # fmt: skip
-    except ForeignError as error:  # a forward pass without a backward one
-        run.notes.append(f"not healed: {first_line(error)}")
-        return False
-    run.notes.append(str(healing))
-    return healing.kept
-
-
-def _finetune_(run: _Run, data: Data, task: Task, pruned: nn.Module) -> bool:
-    """Whether it was fine-tuned; where the validation split says that this did harm, it is undone."""
-    settings = run.settings.finetuning
-    if not settings.epochs:
-        return False
-    source = data.augmented if settings.augment else data.train
-    if source is not data.train:
-        run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
-    before, weights = run.measure(pruned, validation=True), copy.deepcopy(pruned.state_dict())
-    finetune_(
-        pruned, source, task=task,
-        teacher=run.original if settings.distill or task.trained_on_original else None,
-        epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size, device=run.device,
-        seed=run.seed, progress=run.progress,
-    )  # fmt: skip
-    after = run.measure(pruned, validation=True)
-    if before is None or after is None or not task.metric.is_worse(after.value, before.value):
-        return True
-    pruned.load_state_dict(weights)
-    was, became = (task.metric.shown(one.value) for one in (before, after))
-    run.notes.append(
-        f"fine-tuning was undone: on the validation split it led from {was} to {became}; a lower --lr or "
-        "more --epochs may do better"
-    )
-    return False
-
-
-def _details(original: Measurement, compressed: Measurement | None) -> dict[str, Any]:
-    """Figures beside the metric, and what became of every class."""
-    if compressed is None:
-        return {}
-    details = {
-        name: BeforeAfter(value, compressed.details.get(name)) for name, value in original.details.items()
-    }
-    classes = tuple(
-        ClassChange(number, *shares)
-        for number, shares in enumerate(
-            zip(original.classes, compressed.classes, original.support, strict=True)
-        )
-    )
-    return {"details": details, "classes": classes}
-
-
 def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
     """A line where the network gets smaller and hardly faster, as long as something can be done about it."""
     parameters, macs = (1 - after / before for before, after in (plan.parameters, plan.macs))
@@ -403,10 +257,3 @@ def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
         f"{parameters:.0%} of the parameters go, but {macs:.1%} of the MACs: they are where little is "
         "computed. --macs-ratio asks for a share of those as well",
     )
-
-
-def _unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:
-    """A line for the layers that lost inputs and could not be refitted."""
-    missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
-    reason = "sharing a weight, transposed, or not a plain convolution or linear layer"
-    return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()

@@ -17,10 +17,11 @@ from torch import nn
 from toydata import CLASSES, SHAPE, arrays, task
 
 from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
-from mint_compress.compression import _little_computed, _unrepaired
+from mint_compress.compression import _little_computed
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.planning.choices import make_plan
+from mint_compress.recovery import unrepaired
 from mint_compress.repair.compensation import Repair
 from mint_compress.reporting.records import Counts, ReceiptCounts, Share, Stages
 from mint_compress.surgery.pruning_plan import LayerCut
@@ -282,9 +283,9 @@ def test_a_network_that_is_no_better_than_chance_is_noted() -> None:
 def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
     cut = LayerCut("head", "conv", "in", 0, 4, (1,))
     plan = PruningPlan(0.5, 0.5, (2, 1), (2, 1), (), (cut,), {})
-    (note,) = _unrepaired(plan, [])
+    (note,) = unrepaired(plan, [])
     assert note.startswith("not repaired (") and note.endswith("): head")
-    assert _unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
+    assert unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
 
 
 @pytest.mark.parametrize(

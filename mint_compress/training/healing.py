@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.data.augmentation import flip_and_crop
-from mint_compress.errors import MintError, foreign
+from mint_compress.errors import foreign
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
@@ -56,8 +56,9 @@ class Healing:
     epochs
         That were gone through; 0 where one would have taken longer than it was given.
     before, after
-        How far the outputs are from the original's on held-out images, see
-        :meth:`mint_compress.training.tasks.protocol.Task.divergence`; NaN without such images.
+        How far the network is from the original on held-out images: see
+        :meth:`mint_compress.training.tasks.protocol.Task.divergence`; where outputs cannot be compared,
+        activations on the way. ``before`` is NaN without such images, ``after`` infinite where a loss was.
     """
 
     epochs: int
@@ -67,13 +68,14 @@ class Healing:
     @property
     def kept(self) -> bool:
         """Whether it is the healed network that is left."""
-        return self.epochs > 0 and not self.after >= self.before
+        closer = self.after < self.before or (math.isnan(self.before) and math.isfinite(self.after))
+        return self.epochs > 0 and closer
 
     def __str__(self) -> str:
         if not self.epochs:
             return "not healed: one epoch would take long; --heal-epochs or --heal-minutes says how much"
-        said = f"distance of the outputs on held-out images {self.before:.3g} -> {self.after:.3g}"
-        undone = "" if self.kept else "; undone, as it was no closer to the original"
+        said = f"distance from the original on held-out images {self.before:.3g} -> {self.after:.3g}"
+        undone = "" if self.kept else "; undone, as it came no closer"
         return f"healed without labels for {self.epochs} epochs: {said}{undone}"
 
 
@@ -130,7 +132,7 @@ def heal_(
     Raises
     ------
     MintError
-        The loss is not finite, or a forward pass has no backward one.
+        A forward pass has no backward one.
     """
     where = resolve_device(device)
     numbers = Hyperparameters(lr=lr, batch_size=batch_size, seed=seed)
@@ -138,14 +140,16 @@ def heal_(
         for context in (seeded(seed, where), placed(original, where), evaluating(original)):
             stack.enter_context(context)
         stack.enter_context(trainable(model, where))
+        model.eval()
         updates = _Updates(model, original, plan, images, task or Task(), numbers, augment, where)
         if epochs is None:
             epochs = updates.affordable() if minutes is None else updates.within(60 * minutes)
         if not epochs:
             return Healing(0, math.nan, math.nan)
         before, weights = updates.apart(held_out), copy.deepcopy(model.state_dict())
-        updates.go_through(epochs, progress)
-        healing = Healing(epochs, before, updates.apart(held_out))
+        finite = updates.go_through(epochs, progress)
+        after = updates.apart(held_out) if held_out is not None else 0.0
+        healing = Healing(epochs, before, after if finite else math.inf)
         if not healing.kept:
             model.load_state_dict(weights)
     return healing
@@ -195,8 +199,8 @@ class _Updates:
         each = (time.perf_counter() - start) / min(TIMED, max(1, self.steps - 1))
         return int(seconds / (each * self.steps))
 
-    def go_through(self, epochs: int, progress: Progress | None) -> None:
-        """Learn from all images so many times."""
+    def go_through(self, epochs: int, progress: Progress | None) -> bool:
+        """Learn from all images so many times; whether the loss stayed finite, without which it ends."""
         # steps of one size whatever the scale of outputs and losses: no network needs a rate of its own
         optimizer = torch.optim.AdamW(self.model.parameters(), self.numbers.lr, weight_decay=0.0)
         total = epochs * self.steps
@@ -209,20 +213,20 @@ class _Updates:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.numbers.max_grad_norm)
                 optimizer.step()
                 if step % CHECK_EVERY == 0 and not loss.isfinite():
-                    raise MintError(f"The loss of healing is no longer finite at update {step + 1}.")
+                    return False
                 if progress:
                     progress("healing", step + 1, total)
+        return all(bool(p.isfinite().all()) for p in self.model.parameters())
 
     def apart(self, images: Inputs | None) -> float:
-        """How far the outputs are from the original's; NaN without images."""
+        """How far the network is from the original; NaN without images."""
         if images is None:
             return math.nan
         total = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), matched(self.model, self.original, self.places) as on_the_way:
             for part, _ in split(images, self.numbers.batch_size):
-                batch = laid_out(to(part, self.device), self.layout)
-                taught, outputs = run(self.original, batch), run(self.model, batch)
-                total += float(self.task.divergence(outputs, taught)) * count(part)
+                outputs, lacking = self._distances(laid_out(to(part, self.device), self.layout), on_the_way)
+                total += float(outputs if outputs is not None else lacking) * count(part)
         return total / count(images)
 
     def _batches(self) -> Iterator[Inputs]:
@@ -236,15 +240,22 @@ class _Updates:
 
     def _learn(self, batch: Inputs, on_the_way: Callable[[], Tensor | None]) -> Tensor:
         """Add the gradients of one batch; return its loss."""
-        with torch.no_grad():
-            taught = run(self.original, batch)
-        outputs = run(self.model, batch)
-        loss = self.task.divergence(outputs, taught)
-        if (lacking := on_the_way()) is not None:
-            loss = loss + MATCHING_WEIGHS * lacking
+        outputs, lacking = self._distances(batch, on_the_way)
+        loss = MATCHING_WEIGHS * lacking if outputs is None else outputs + MATCHING_WEIGHS * lacking
         with foreign("The network's backward pass"):
             loss.backward()
         return loss.detach()
+
+    def _distances(
+        self, batch: Inputs, on_the_way: Callable[[], Tensor | None]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Of the outputs, None where they cannot be compared, and of activations on the way."""
+        with torch.no_grad():
+            taught = run(self.original, batch)
+        given = run(self.model, batch)
+        lacking = on_the_way()
+        outputs = self.task.divergence(given, taught) if self.task.distils else None
+        return outputs, torch.zeros((), device=self.device) if lacking is None else lacking
 
 
 def _padding(images: Inputs) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mint_compress.nn.counting import module_macs
 from mint_compress.training import healing as module
 from mint_compress.training.healing import heal_
 from mint_compress.training.matching import matched, places_to_match
+from mint_compress.training.tasks.detection import Detection
 from mint_compress.training.tasks.distance import output_distance
 
 
@@ -160,3 +162,36 @@ def test_a_network_without_gradients_cannot_be_healed() -> None:
     small, plan = shrunk(original)
     with pytest.raises(mint.MintError, match="backward pass"):
         heal_(small, original, plan, images(), epochs=1, device="cpu")
+
+
+class Boxes(Chain):
+    """Gives dicts of as many boxes as it likes, which no loss can compare."""
+
+    def forward(self, x: Tensor) -> Any:
+        return [{"boxes": row[: int(row.sum() > 0) + 1]} for row in super().forward(x)]
+
+
+def test_outputs_that_cannot_be_compared_are_healed_by_what_is_on_the_way(original: nn.Module) -> None:
+    small, plan = shrunk(original, repair=False)
+    pair = Boxes(16, 12), Boxes(small.conv1.out_channels, small.conv2.out_channels)  # type: ignore[arg-type]
+    for network, weights in zip(pair, (original, small), strict=True):
+        network.load_state_dict(weights.state_dict())
+    result = heal_(
+        pair[1],
+        pair[0],
+        plan,
+        images(),
+        held_out=images(64, seed=9),
+        task=Detection(),
+        epochs=8,
+        device="cpu",
+    )
+    assert result.kept and result.after < 0.9 * result.before
+
+
+def test_a_loss_that_explodes_is_undone_and_not_an_error(original: nn.Module) -> None:
+    small, plan = shrunk(original)
+    before = copy.deepcopy(small.state_dict())
+    result = heal_(small, original, plan, images(), epochs=3, lr=1e30, device="cpu")
+    assert math.isinf(result.after) and not result.kept
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())

@@ -1,0 +1,147 @@
+"""What a pruned network gets back, stage by stage: repaired, healed, fine-tuned, and measured after each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from mint_compress.data.calibration_draw import first_inputs
+from mint_compress.data.data import Data
+from mint_compress.errors import ForeignError, first_line
+from mint_compress.nn.io import Inputs, split
+from mint_compress.repair.compensation import Repair, compensate_
+from mint_compress.reporting import ACCURACY
+from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
+from mint_compress.run import BATCH, Run
+from mint_compress.surgery.pruning_plan import PruningPlan
+from mint_compress.training.evaluation import chance_warning
+from mint_compress.training.finetuning import finetune_
+from mint_compress.training.healing import heal_
+from mint_compress.training.tasks.protocol import Measurement, Task
+
+HELD_OUT = 256
+"""Images of the validation split that say whether healing did good."""
+
+
+def recovered(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> dict[str, Any]:
+    """Repair, heal and fine-tune a pruned network in place, and measure it after each stage.
+
+    Parameters
+    ----------
+    run
+        With the original network.
+    pruned
+        On the run's device.
+    plan
+        What was removed.
+    images
+        Calibration images.
+
+    Returns
+    -------
+    dict
+        Fields of the report: ``quality``, ``validation``, ``details``, ``classes``; none without data.
+    """
+    original = run.measure(run.original)
+    if run.data is None or run.task is None or original is None:
+        _repair_(run, pruned, plan, images)
+        return {}
+    classes = run.data.classes
+    if run.task.metric.name == ACCURACY and classes and (said := chance_warning(original.value, classes)):
+        run.notes.append(said)
+    found = {"original": original, "pruned": run.measure(pruned)}
+    held_out = run.measure(run.original, validation=True)
+    if _repair_(run, pruned, plan, images):
+        found["repaired"] = run.measure(pruned)
+    if _heal_(run, run.data, run.task, pruned, plan, images):
+        found["healed"] = run.measure(pruned)
+    if _finetune_(run, run.data, run.task, pruned):
+        found["finetuned"] = run.measure(pruned)
+    compressed = run.measure(pruned, validation=True)
+    return {
+        "quality": Stages(**{stage: one.value for stage, one in found.items() if one is not None}),
+        "validation": BeforeAfter(*(one.value if one else None for one in (held_out, compressed))),
+        **_details(original, list(found.values())[-1]),
+    }
+
+
+def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
+    """Whether it was repaired."""
+    if not run.settings.repair.compensate:
+        return False
+    batches = split(images, BATCH)
+    repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
+    run.notes += unrepaired(plan, repairs)
+    return True
+
+
+def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
+    """Whether it was healed; a network that cannot be is left as it is, with a note."""
+    settings = run.settings.healing
+    if settings.heal_epochs == 0 or settings.heal_minutes == 0:
+        return False
+    try:
+        healing = heal_(
+            pruned, run.original, plan, images, held_out=first_inputs(data.validation, HELD_OUT), task=task,
+            epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
+            augment=run.settings.finetuning.augment and data.augmented is not data.train,
+            progress=run.progress,
+        )  # fmt: skip
+    except ForeignError as error:  # a forward pass without a backward one
+        run.notes.append(f"not healed: {first_line(error)}")
+        return False
+    run.notes.append(str(healing))
+    return healing.kept
+
+
+def _finetune_(run: Run, data: Data, task: Task, pruned: nn.Module) -> bool:
+    """Whether it was fine-tuned; where the validation split says that this did harm, it is undone."""
+    settings = run.settings.finetuning
+    if not settings.epochs:
+        return False
+    source = data.augmented if settings.augment else data.train
+    if source is not data.train:
+        run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
+    before, weights = run.measure(pruned, validation=True), copy.deepcopy(pruned.state_dict())
+    finetune_(
+        pruned, source, task=task,
+        teacher=run.original if settings.distill or task.trained_on_original else None,
+        epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size, device=run.device,
+        seed=run.seed, progress=run.progress,
+    )  # fmt: skip
+    after = run.measure(pruned, validation=True)
+    if before is None or after is None or not task.metric.is_worse(after.value, before.value):
+        return True
+    pruned.load_state_dict(weights)
+    was, became = (task.metric.shown(one.value) for one in (before, after))
+    run.notes.append(
+        f"fine-tuning was undone: on the validation split it led from {was} to {became}; a lower --lr or "
+        "more --epochs may do better"
+    )
+    return False
+
+
+def _details(original: Measurement, compressed: Measurement | None) -> dict[str, Any]:
+    """Figures beside the metric, and what became of every class."""
+    if compressed is None:
+        return {}
+    details = {
+        name: BeforeAfter(value, compressed.details.get(name)) for name, value in original.details.items()
+    }
+    classes = tuple(
+        ClassChange(number, *shares)
+        for number, shares in enumerate(
+            zip(original.classes, compressed.classes, original.support, strict=True)
+        )
+    )
+    return {"details": details, "classes": classes}
+
+
+def unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:
+    """A line for the layers that lost inputs and could not be refitted."""
+    missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
+    reason = "sharing a weight, transposed, or not a plain convolution or linear layer"
+    return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()

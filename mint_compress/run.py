@@ -1,0 +1,57 @@
+"""What all stages of one run look at: settings, networks, data, task; and the notes that grow on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from mint_compress.data.calibration_draw import affordable, draw
+from mint_compress.data.data import Data
+from mint_compress.graph.groups import ChannelGroup
+from mint_compress.nn.io import Inputs, count
+from mint_compress.progress import Progress
+from mint_compress.settings import Settings
+from mint_compress.training.evaluation import evaluate
+from mint_compress.training.tasks.protocol import Measurement, Task
+
+BATCH = 64
+"""Images in one forward pass."""
+
+
+@dataclass
+class Run:
+    """What all stages of one run look at; ``notes`` grow on the way."""
+
+    settings: Settings
+    device: torch.device
+    original: nn.Module
+    data: Data | None
+    task: Task | None
+    example: Inputs
+    groups: list[ChannelGroup]
+    progress: Progress | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        return self.settings.compute.seed
+
+    def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
+        """Calibration images on the device, with a note that says how many."""
+        wanted = affordable(self.original, self.example, default) if asked is None else asked
+        images = draw(
+            self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
+        )
+        self.notes.append(f"{what_for}calibration images: {count(images)}")
+        return images
+
+    def measure(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
+        """By the task's metric, on the test split or on the validation split; None without data."""
+        if self.data is None or self.task is None:
+            return None
+        source = self.data.validation if validation else self.data.test
+        return evaluate(
+            model, source, self.task, reference=self.original, device=self.device, progress=self.progress
+        )

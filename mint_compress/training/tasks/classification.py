@@ -198,16 +198,17 @@ class ClassMeter:
 
     def __init__(self, task: Classification) -> None:
         self.task = task
-        self.labelled, self.right = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        self.labelled, self.predicted, self.right = (torch.zeros(0, dtype=torch.int64) for _ in range(3))
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Count a batch."""
+        """Count how often each class was the label, the prediction, and both."""
         numbers = self.task.fitted(outputs, targets)
         kept = with_class(numbers)
         labels, predicted = numbers[kept], self.task.predicted(outputs)[kept]
         classes = self.task.classes(outputs)
-        self.labelled = added(self.labelled, torch.bincount(labels, minlength=classes))
-        self.right = added(self.right, torch.bincount(labels[predicted == labels], minlength=classes))
+        self.labelled = _added(self.labelled, torch.bincount(labels, minlength=classes))
+        self.predicted = _added(self.predicted, torch.bincount(predicted, minlength=classes))
+        self.right = _added(self.right, torch.bincount(labels[predicted == labels], minlength=classes))
 
     def compute(self) -> Measurement:
         """What all batches come to."""
@@ -227,7 +228,7 @@ class ClassMeter:
         )
 
 
-def added(sums: Tensor, counts: Tensor) -> Tensor:
+def _added(sums: Tensor, counts: Tensor) -> Tensor:
     """Both, on the CPU; the first time ``sums`` is empty."""
     return counts.cpu() if not sums.numel() else sums + counts.cpu()
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from mint_compress.data.label_maps import with_class
 from mint_compress.errors import MintError
 from mint_compress.reporting.records import Metric
 from mint_compress.training.targets import is_binary
-from mint_compress.training.tasks.classification import NONE_HAS_A_CLASS, Classification, added, shares
+from mint_compress.training.tasks.classification import NONE_HAS_A_CLASS, Classification, ClassMeter, shares
 from mint_compress.training.tasks.protocol import Measurement
 
 
@@ -45,7 +43,7 @@ class Segmentation(Classification):
         """See :class:`Classification`."""
         return super().fitted(outputs, as_maps(targets, self._raw(outputs)))
 
-    def meter(self) -> OverlapMeter:  # type: ignore[override]
+    def meter(self) -> OverlapMeter:
         """Counts where prediction and label overlap."""
         return OverlapMeter(self)
 
@@ -60,30 +58,16 @@ def as_maps(targets: Any, logits: Tensor) -> Any:
     return targets.long() if whole else targets
 
 
-class OverlapMeter:
+class OverlapMeter(ClassMeter):
     """Intersection over union of every class, over all pixels of all samples."""
-
-    def __init__(self, task: Segmentation) -> None:
-        self.task = task
-        self.labelled, self.predicted, self.both = (torch.zeros(0, dtype=torch.int64) for _ in range(3))
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Count a batch."""
-        numbers = self.task.fitted(outputs, targets)
-        kept = with_class(numbers)
-        labels, predicted = numbers[kept], self.task.predicted(outputs)[kept]
-        classes = self.task.classes(outputs)
-        self.labelled = added(self.labelled, torch.bincount(labels, minlength=classes))
-        self.predicted = added(self.predicted, torch.bincount(predicted, minlength=classes))
-        self.both = added(self.both, torch.bincount(labels[labels == predicted], minlength=classes))
 
     def compute(self) -> Measurement:
         """What all batches come to; a class that is neither labelled nor predicted does not count."""
         if not int(self.labelled.sum()):
             raise MintError(NONE_HAS_A_CLASS.format(self.task.metric.name))
-        overlap = shares(self.both, self.labelled + self.predicted - self.both)
+        overlap = shares(self.right, self.labelled + self.predicted - self.right)
         there = [share for share in overlap if share is not None]
-        right = int(self.both.sum()) / int(self.labelled.sum())
+        right = int(self.right.sum()) / int(self.labelled.sum())
         return Measurement(
             sum(there) / len(there), {"pixel accuracy": right}, overlap, tuple(self.labelled.tolist())
         )

@@ -109,7 +109,8 @@ def compress(
     if target is None:
         pruned, _, report = _finished(run, report, images, given)
         return pruned, report
-    with exported_first(run.original, images, target, progress=progress) as shipment:
+    dynamic = settings.export.dynamic_size
+    with exported_first(run.original, images, target, dynamic_size=dynamic, progress=progress) as shipment:
         pruned, chosen, report = _finished(run, report, images, given)
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(

@@ -295,6 +295,15 @@ class Benchmark(Group):
     )
 
 
+@dataclass(frozen=True)
+class Export(Group):
+    """What the exported file takes."""
+
+    dynamic_size: bool = option(
+        False, "Let the export take images of other heights and widths; one is tried on both networks."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of a run.
@@ -314,6 +323,7 @@ class Settings:
     finetuning: Finetuning = Finetuning()
     compute: Compute = Compute()
     benchmark: Benchmark = Benchmark()
+    export: Export = Export()
 
     def __post_init__(self) -> None:
         mean, shape = self.normalisation.mean, self.model.input_shape
@@ -405,7 +415,7 @@ def sections() -> dict[str, list[Option]]:
         "Scoring": of(Scoring),
         "Repair and fine-tuning": of(Repair, Healing, Finetuning),
         "Running": of(Compute, Benchmark),
-        "Output": [OUTPUT, DRY_RUN, FORCE, JSON, QUIET],
+        "Output": [OUTPUT, *of(Export), DRY_RUN, FORCE, JSON, QUIET],
     }
 
 

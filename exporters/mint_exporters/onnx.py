@@ -17,7 +17,7 @@ from torch import nn
 
 import mint_compress
 from mint_compress.errors import CheckFailed, MintError, our_own
-from mint_compress.exporting.protocol import ExportResult, on_cpu
+from mint_compress.exporting.protocol import IMAGES, ExportResult, on_cpu
 from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
@@ -44,12 +44,14 @@ class OnnxExporter:
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
+        dynamic_size: bool = False,
     ) -> ExportResult:
         """Write ``model`` to ``path``, checked, and replace what was there only when all is done.
 
         The file's inputs are called after the keys of a dict, or x0, x1 ... where there are several
         without names; a single one keeps the name it has in ``forward``. Its outputs are called as in the
-        dict that the network returns, see :func:`mint_exporters.onnx_outputs.output_names`.
+        dict that the network returns, see :func:`mint_exporters.onnx_outputs.output_names`. With
+        ``dynamic_size``, images may have any height and width.
 
         Weights above `LARGEST_SINGLE_FILE` go to ``NAME.onnx.data`` beside it; a note says so.
 
@@ -60,7 +62,7 @@ class OnnxExporter:
         CheckFailed
             The ONNX checker refuses the file.
         """
-        graph, traced = _trace(model, example_inputs)
+        graph, traced = _trace(model, example_inputs, dynamic_size)
         _strip(graph)
         graph.metadata_props.update({key: str(value) for key, value in (metadata or {}).items()})
         try:
@@ -90,10 +92,13 @@ class OnnxExporter:
         return OnnxSession(Path(path), device=device, threads=threads)
 
 
-def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dict[str, tuple[int, ...]]]:
+def _trace(
+    model: nn.Module, example_inputs: Inputs, dynamic_size: bool
+) -> tuple[onnx_ir.Model, dict[str, tuple[int, ...]]]:
     """Trace ``model``, in eval mode and on the CPU, with the first dimension of every input dynamic.
 
-    Returns the optimised trace, and name -> shape of its weights before the optimiser saw them.
+    With ``dynamic_size``, height and width of images are as well. Returns the optimised trace, and name ->
+    shape of its weights before the optimiser saw them.
     """
     # a batch of one may be taken for a constant while tracing
     given = mapped(example_inputs, lambda x: torch.cat([x, x]).cpu() if x.shape[0] == 1 else x.cpu())
@@ -101,7 +106,8 @@ def _trace(model: nn.Module, example_inputs: Inputs) -> tuple[onnx_ir.Model, dic
     names = [f"x{i}" for i in range(len(args))] if len(args) > 1 else None
     dynamic = torch.export.ShapesCollection()
     for x in tensors(given):
-        dynamic[x] = {0: "batch"}
+        size = {2: "height", 3: "width"} if dynamic_size and x.ndim == IMAGES else {}
+        dynamic[x] = {0: "batch", **size}
     with on_cpu(model) as network, torch.no_grad(), _quiet(), FourDimensional():
         with _exporting(model):
             program = torch.onnx.export(

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mint_compress.errors import CheckFailed, ForeignError, MintError
-from mint_compress.exporting.protocol import Array, Session, arrays, on_cpu
+from mint_compress.errors import CheckFailed, ForeignError, MintError, first_line
+from mint_compress.exporting.protocol import IMAGES, Array, Session, arrays, on_cpu
 from mint_compress.nn.copying import copied
-from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors_in
+from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors, tensors_in
 from mint_compress.reporting.records import Parity
 
+LARGER = (32, 64)
+"""Pixels by which images are larger where other sizes are tried."""
 BATCHES = (1, 7)
 """Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""
 
@@ -113,3 +116,43 @@ def _same_shapes(expected: list[Array], got: list[Array]) -> None:
 def _largest(values: Array) -> float:
     """Largest magnitude; NaN where there is one."""
     return float(np.abs(values).max(initial=0.0))
+
+
+def check_other_size(model: nn.Module, session: Session, samples: Inputs) -> tuple[int, int]:
+    """Run an export that takes images of any size on one of another size, and compare it with the module.
+
+    Returns
+    -------
+    tuple
+        Height and width that were tried.
+
+    Raises
+    ------
+    MintError
+        The module, or the export, does not take that size.
+    CheckFailed
+        They say something else.
+    """
+    other = mapped(select(samples, slice(2)), _enlarged)
+    height, width = next(x.shape[2:] for x in tensors(other) if x.ndim == IMAGES)
+    remedy = f"does not take images of {height}x{width}. Leave out --dynamic-size."
+    try:
+        with on_cpu(model) as network, torch.no_grad():
+            run(network, mapped(other, lambda x: x.detach().cpu()))
+    except ForeignError as error:
+        raise MintError(f"The network {remedy} ({first_line(error)})") from error
+    try:
+        check_parity(model, session, other, logits=None)
+    except CheckFailed:
+        raise
+    except MintError as error:
+        raise MintError(f"The export {remedy} ({first_line(error)})") from error
+    return int(height), int(width)
+
+
+def _enlarged(x: Tensor) -> Tensor:
+    """Images that are larger, and not square where they were; whole blocks of 32, as networks halve them."""
+    if x.ndim != IMAGES:
+        return x
+    height, width = x.shape[2:]
+    return functional.interpolate(x, (height + LARGER[0], width + LARGER[1]), mode="bilinear")

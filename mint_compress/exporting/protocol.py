@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "mint_compress.exporters"
 Array = npt.NDArray[Any]
+IMAGES = 4
+"""Dimensions of a batch of images."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,13 @@ class Exporter(Protocol):
         path: Path,
         *,
         metadata: dict[str, str] | None = None,
+        dynamic_size: bool = False,
     ) -> ExportResult:
         """Write ``model`` to ``path``, batch first and of any size.
 
-        The inputs of the file have the names of a dict's keys, or else the order of the tuple.
+        With ``dynamic_size``, which is given only where it is asked for, images (n, C, H, W) may have any
+        height and width as well. The inputs of the file have the names of a dict's keys, or else the order of
+        the tuple.
         """
 
     def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> Session:
@@ -131,6 +136,7 @@ def export(
     path: str | Path,
     *,
     metadata: dict[str, str] | None = None,
+    dynamic_size: bool = False,
 ) -> ExportResult:
     """Write ``model`` to ``path`` with the exporter for its suffix, complete or not at all.
 
@@ -145,6 +151,9 @@ def export(
         An existing file is replaced.
     metadata
         Stored in the file.
+    dynamic_size
+        Whether the file takes images (n, C, H, W) of any height and width, as far as the network does: try
+        one, as :func:`mint_compress.exporting.parity.check_other_size` does.
 
     Raises
     ------
@@ -159,7 +168,10 @@ def export(
         raise MintError(f"No folder '{path.parent}' to write '{path.name}' to. Make it first.")
     if path.is_dir():
         raise MintError(f"'{path}' is a folder. Give the name of a file in it.")
-    return exporter.export(model, example_inputs, path, metadata=metadata)
+    if dynamic_size and not any(x.ndim == IMAGES for x in tensors(example_inputs)):
+        raise MintError("dynamic-size is for images (n, C, H, W), and the network takes none. Leave it out.")
+    more = {"dynamic_size": True} if dynamic_size else {}  # others' exporters may not know it
+    return exporter.export(model, example_inputs, path, metadata=metadata, **more)
 
 
 def arrays(session: Session, inputs: Inputs) -> tuple[Array, ...]:

@@ -18,6 +18,7 @@ from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
+from mint_compress.exporting.parity import check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.files import Outputs, outputs, sha256_of
@@ -44,16 +45,24 @@ class Shipment:
         Names in a hidden folder beside the output.
     target
         Names that the files get in the end.
+    dynamic_size
+        Whether images may have other heights and widths.
     """
 
     original: ExportResult
     stage: Outputs
     target: Outputs
+    dynamic_size: bool = False
 
 
 @contextmanager
 def exported_first(
-    original: nn.Module, images: Inputs, target: Outputs, *, progress: Progress | None = None
+    original: nn.Module,
+    images: Inputs,
+    target: Outputs,
+    *,
+    dynamic_size: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Shipment]:
     """Export the original, so that a network that cannot be exported is refused before all else.
 
@@ -65,6 +74,8 @@ def exported_first(
         Samples, batch first.
     target
         Names of the files.
+    dynamic_size
+        As for :func:`mint_compress.exporting.protocol.export`; tried here with one other size.
 
     Yields
     ------
@@ -82,12 +93,16 @@ def exported_first(
         beside.mkdir()
         tell("try the export", 0, 1)
         try:
-            made = export(copied(original), select(images, slice(2)), beside / stage.export.name)
+            example = select(images, slice(2))
+            network, path = copied(original), beside / stage.export.name
+            made = export(network, example, path, dynamic_size=dynamic_size)
+            if dynamic_size:
+                check_other_size(network, find_exporter(path).open(path), example)
         except MintError as error:
             more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
             raise _with_more(error, more) from error
         tell("try the export", 1, 1)
-        yield Shipment(made, stage, target)
+        yield Shipment(made, stage, target, dynamic_size)
 
 
 def ship(
@@ -141,12 +156,13 @@ def ship(
         tensors_path=stage.tensors, device=how.provider, threads=how.threads, logits=logits,
         progress=progress,
     )  # fmt: skip
+    sizes = _other_size(pruned, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
     idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
     report = replace(
         report, receipt=receipt.counted, parity=parity,
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
-        provider=times.provider, notes=(*report.notes, *after.notes, *idle),
+        provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle),
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
@@ -167,7 +183,10 @@ def _export_or_keep(
     example = select(images, slice(2))
     tell("export", 0, 1)
     try:
-        exported = export(pruned, example, shipment.stage.export, metadata=_metadata(report))
+        exported = export(
+            pruned, example, shipment.stage.export, metadata=_metadata(report),
+            dynamic_size=shipment.dynamic_size,
+        )  # fmt: skip
     except MintError as error:
         predicted = _predicted(pruned, plan)  # what is kept is what was counted
         check_receipt(original, pruned, example_inputs=example, predicted=predicted, tensors_path=saved)
@@ -188,6 +207,12 @@ def _predicted(pruned: nn.Module, plan: PruningPlan) -> dict[str, int]:
     """Parameters of each layer after, where the plan knows it as a module."""
     modules = {name for name, _ in pruned.named_modules()}
     return {name: after for name, (_, after) in plan.layers.items() if name in modules}
+
+
+def _other_size(pruned: nn.Module, exported: ExportResult, images: Inputs, how: Benchmark) -> tuple[str, ...]:
+    session = find_exporter(exported.path).open(exported.path, device=how.provider, threads=how.threads)
+    height, width = check_other_size(pruned, session, images)
+    return (f"the export takes images of other sizes: {height}x{width} was tried, and agrees with PyTorch",)
 
 
 def _time_both(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from row_file import MAIN
 from settings import Experiment, Training
 from torch import Tensor, nn
 from torchvision import datasets as torchvision_sets
@@ -19,8 +19,6 @@ from mint_compress.data.datasets import ImageDataset
 from mint_compress.zoo import BUILDERS
 
 DOWNLOADS = {"mnist": torchvision_sets.MNIST, "cifar10": torchvision_sets.CIFAR10}
-MAIN = int(os.environ.get("RANK", 0)) == 0
-"""Of several processes that train together, one writes and speaks."""
 console = Console(highlight=False, soft_wrap=True, quiet=not MAIN)
 
 

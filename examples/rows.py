@@ -1,26 +1,18 @@
-"""One row of the results: a base compressed by one criterion, and its accuracy after each stage.
-
-Every row is written as soon as it is known, and a row that is there is not computed again, so a run can
-be killed at any point and started again.
-"""
+"""One row of the results: a base compressed by one criterion, and its accuracy after each stage."""
 
 from __future__ import annotations
 
 import copy
-import datetime
-import json
-import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from bases import MAIN, Bench, console
+from bases import Bench, console
 from controls import CRITERIA, OURS, Scores, allocate
+from row_file import RowFile, circumstances
 from settings import Experiment
 from torch import Tensor, nn
 
@@ -32,18 +24,12 @@ SAME_BASE = 0.002
 """Two machines may disagree about a few test images."""
 
 
-class Results:
-    """Rows in one JSON file, written anew after each of them."""
+class Results(RowFile):
+    """The rows of one experiment."""
 
     def __init__(self, path: Path, experiment: Experiment) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"experiment": experiment.name, "title": experiment.title, "rows": []}
-        if path.exists():
-            self.content = json.loads(path.read_text())
+        super().__init__(path, {"experiment": experiment.name, "title": experiment.title})
         self.content["published"] = [list(row) for row in experiment.published]
-
-    def has(self, **key: Any) -> bool:
-        return any(all(row.get(k) == v for k, v in key.items()) for row in self.content["rows"])
 
     def check_base(self, seed: int, original: float) -> None:
         """Refuse to put rows of two base networks into one table."""
@@ -53,14 +39,6 @@ class Results:
                     f"{self.path} has rows of a base with {row['accuracy']['original']:.2%}; this one has "
                     f"{original:.2%}. Give another file with --results."
                 )
-
-    def add(self, **row: Any) -> None:
-        self.content["rows"].append(row)
-        if MAIN:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-            temporary.replace(self.path)
 
 
 @dataclass(frozen=True)
@@ -177,18 +155,6 @@ def forget(model: nn.Module, seed: int) -> None:
         for layer in model.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-
-
-def circumstances(device: torch.device) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    cpu = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
-        cpu += ", bf16"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "versions": {name: version(name) for name in ("torch", "torch-pruning", "mint-compress")},
-    }
 
 
 def compress(bench: Bench, results: Results, todo: list[Case]) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
 from mint_compress.training.tasks.detection import Detection
+from mint_compress.training.tasks.segmentation import Segmentation
 
 
 class Twice(nn.Sequential):
@@ -45,6 +46,16 @@ class UNet(nn.Module):
         for wider, up in zip(self.wider, self.up, strict=True):
             x = up(torch.cat([kept.pop(), wider(x)], 1))
         return self.head(x)
+
+
+class DigitSegmentation(Segmentation):
+    """Digits are 5 % of the pixels: the background weighs less, lest all be called background."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Weighted cross-entropy."""
+        weights = torch.ones(CLASSES + 1, device=outputs.device)
+        weights[0] = 0.2
+        return functional.cross_entropy(outputs, targets, weights)
 
 
 STRIDES = (4, 8, 16)
@@ -88,9 +99,7 @@ class DigitDetection(Detection):
     def decode(self, outputs: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
         """At most 20 boxes an image, the overlapping ones of a class suppressed."""
         scores = torch.cat([logits.sigmoid().flatten(2) for logits, _ in outputs], 2)
-        boxes = torch.cat(
-            [_boxes(sides, stride) for (_, sides), stride in zip(outputs, STRIDES, strict=True)], 1
-        )
+        boxes = _all_boxes(outputs)
         found = []
         for each, where in zip(scores, boxes, strict=True):
             best, place = each.flatten().topk(60)
@@ -102,9 +111,7 @@ class DigitDetection(Detection):
     def loss(self, outputs: Sequence[Sequence[Tensor]], targets: Sequence[Mapping[str, Any]]) -> Tensor:
         """Focal loss of the classes and generalised IoU loss of the boxes, over the places with a digit."""
         logits = torch.cat([x.flatten(2) for x, _ in outputs], 2).transpose(1, 2)
-        boxes = torch.cat(
-            [_boxes(sides, stride) for (_, sides), stride in zip(outputs, STRIDES, strict=True)], 1
-        )
+        boxes = _all_boxes(outputs)
         centres, level = _centres(outputs)
         wanted, where = torch.zeros_like(logits), torch.zeros_like(boxes)
         for i, target in enumerate(targets):

@@ -141,6 +141,12 @@ class Scenes(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.images[index], self.targets[index]
 
+    def batch(self, rows: list[int]) -> tuple[Tensor, Any]:
+        """Some of them: maps in a tensor, boxes in a list."""
+        if isinstance(self.targets, Tensor):
+            return self.images[rows], self.targets[rows]
+        return self.images[rows], [self.targets[row] for row in rows]
+
 
 def splits(
     digits: Path | None, photographs: Path | None, sizes: tuple[int, int, int], *, boxes: bool

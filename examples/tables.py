@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from job_tables import job_table
+
 INTRODUCTION = """\
 # Results
 
@@ -36,6 +38,8 @@ def write(folder: Path, target: Path) -> Path:
         content = json.loads(path.read_text())
         if "experiment" in content:
             parts.append(section(content))
+        elif "job" in content:
+            parts.append(job_section(content))
     notes = folder / "notes.md"
     if notes.exists():
         parts.append(notes.read_text())
@@ -63,6 +67,13 @@ def section(content: dict[str, Any]) -> str:
         lines += ["Published:", "", "| method | removed | accuracy |", "|---|---|---|"]
         lines += ["| " + " | ".join(row) + " |" for row in content["published"]]
     return "\n".join([*lines, ""])
+
+
+def job_section(content: dict[str, Any]) -> str:
+    rows: list[Row] = content["rows"]
+    metric = rows[0]["metric"]
+    lines = [f"## {content['title']}", "", f"{metric[0].upper()}{metric[1:]}, in percent. {made(rows)}", ""]
+    return "\n".join([*lines, *job_table(rows), ""])
 
 
 def table(rows: Sequence[Row]) -> list[str]:

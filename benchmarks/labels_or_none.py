@@ -4,8 +4,8 @@
     python benchmarks/labels_or_none.py RESNET56.th CIFAR10.npz imitation
 
 The public ResNet-56 without 70 % of its parameters, repaired and healed on 1,024 images, then five epochs on
-the training images of CIFAR-10 (45,000; 5,000 are held out) at the command's other defaults. Each takes half an
-hour on one core.
+the training images of CIFAR-10 (45,000; 5,000 are held out) at the command's other defaults. Each takes half
+an hour on one core.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mint_compress.errors import ForeignError, MintError
+from mint_compress.errors import MintError, foreign
 
 
 def inside(module: str, packages: Iterable[str]) -> bool:
@@ -18,11 +18,11 @@ def inside(module: str, packages: Iterable[str]) -> bool:
 
 
 @contextmanager
-def searching_here(wanted: bool = True) -> Iterator[None]:
-    """Let imports that the user asked for find modules in the working folder, after all others."""
+def searching_here(wanted: bool = True, *, first: bool = False) -> Iterator[None]:
+    """Let imports that the user asked for find modules in the working folder, after all others or first."""
     here = os.getcwd()
     if wanted:
-        sys.path.append(here)
+        sys.path.insert(0 if first else len(sys.path), here)
     try:
         yield
     finally:
@@ -46,21 +46,13 @@ def import_named(spec: str, what: str) -> Any:
         No such module, nothing of that name in it, or the module raises while it is imported.
     """
     module, _, name = spec.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:  # their module, and nothing else
-        found: Any = importlib.import_module(module)
+    with searching_here(first=True), foreign(f"Importing {what} {spec}"):
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise MintError(f"Cannot import {module!r} for {what} {spec!r}: {error}.") from error
+        except SystemExit as error:
+            raise MintError(f"{module!r}, imported for {what}, called sys.exit({error.code!r}).") from error
         for part in name.split("."):
             found = getattr(found, part)
-    except MintError:
-        raise
-    except ModuleNotFoundError as error:
-        raise MintError(f"Cannot import {module!r} for {what} {spec!r}: {error}.") from error
-    except SystemExit as error:
-        raise MintError(f"{module!r}, imported for {what}, called sys.exit({error.code!r}).") from error
-    except Exception as error:  # whatever it raises
-        reason = " ".join(str(error).split())
-        raise ForeignError(f"Importing {what} {spec} failed: {type(error).__name__}: {reason}") from error
-    finally:
-        sys.path.remove(here)
     return found

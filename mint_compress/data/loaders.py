@@ -23,7 +23,7 @@ from mint_compress.data.datasets import Source
 from mint_compress.data.label_maps import class_numbers, with_class
 from mint_compress.data.splits import SPLIT_SEED, held_out_of
 from mint_compress.data.targets import Targets
-from mint_compress.errors import ForeignError, MintError, foreign
+from mint_compress.errors import MintError, foreign
 from mint_compress.importing import import_named
 from mint_compress.nn.io import Inputs, InputShape, describe, shape_of, tensors
 
@@ -41,17 +41,13 @@ def load_splits(spec: str) -> Any:
         No such module or function, or one that raises.
     """
     function = import_named(spec, "the data")
-    try:  # the user's function, and nothing else
-        return function()
-    except MintError:
-        raise
+    try:
+        with foreign(f"The data function {spec}"):
+            return function()
     except SystemExit as error:
         raise MintError(
             f"The data function {spec} called sys.exit({error.code!r}). It must return loaders."
         ) from error
-    except Exception as error:  # whatever it raises
-        reason = " ".join(str(error).split())
-        raise ForeignError(f"The data function {spec} failed: {type(error).__name__}: {reason}") from error
 
 
 def arranged(made: Any, name: str) -> tuple[dict[str, Source], str]:

@@ -58,9 +58,9 @@ def recovered(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) ->
         found["repaired"] = run.measure(pruned)
     if _heal_(run, run.data, run.task, pruned, plan, images):
         found["healed"] = run.measure(pruned)
-    if _finetune_(run, run.data, run.task, pruned):
-        found["finetuned"] = run.measure(pruned)
     compressed = run.measure(pruned, validation=True)
+    if compressed and (tuned := _finetune_(run, run.data, run.task, pruned, compressed)):
+        compressed, found["finetuned"] = tuned, run.measure(pruned)
     return {
         "quality": Stages(**{stage: one.value for stage, one in found.items() if one is not None}),
         "validation": BeforeAfter(*(one.value if one else None for one in (held_out, compressed))),
@@ -97,15 +97,23 @@ def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPla
     return healing.kept
 
 
-def _finetune_(run: Run, data: Data, task: Task, pruned: nn.Module) -> bool:
-    """Whether it was fine-tuned; where the validation split says that this did harm, it is undone."""
+def _finetune_(
+    run: Run, data: Data, task: Task, pruned: nn.Module, before: Measurement
+) -> Measurement | None:
+    """Fine-tune; where the validation split, ``before`` until then, says that this did harm, undo it.
+
+    Returns
+    -------
+    Measurement or None
+        On the validation split; None where the network is as it was.
+    """
     settings = run.settings.finetuning
     if not settings.epochs:
-        return False
+        return None
     source = data.augmented if settings.augment else data.train
     if source is not data.train:
         run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
-    before, weights = run.measure(pruned, validation=True), copy.deepcopy(pruned.state_dict())
+    weights = copy.deepcopy(pruned.state_dict())
     finetune_(
         pruned, source, task=task,
         teacher=run.original if settings.distill or task.trained_on_original else None,
@@ -113,15 +121,15 @@ def _finetune_(run: Run, data: Data, task: Task, pruned: nn.Module) -> bool:
         seed=run.seed, progress=run.progress,
     )  # fmt: skip
     after = run.measure(pruned, validation=True)
-    if before is None or after is None or not task.metric.is_worse(after.value, before.value):
-        return True
+    if after is None or not task.metric.is_worse(after.value, before.value):
+        return after
     pruned.load_state_dict(weights)
     was, became = (task.metric.shown(one.value) for one in (before, after))
     run.notes.append(
         f"fine-tuning was undone: on the validation split it led from {was} to {became}; a lower --lr or "
         "more --epochs may do better"
     )
-    return False
+    return None
 
 
 def _details(original: Measurement, compressed: Measurement | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_si
 from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress
-from mint_compress.provenance import described, machine, versions
+from mint_compress.provenance import described, machine, named_settings, versions
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
 from mint_compress.run import BATCH, Run
@@ -180,7 +180,7 @@ def _begun(run: Run, model: nn.Module | str | os.PathLike[str], command: str | N
     return Report(
         model=str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         seed=run.seed, command=command, versions=versions(), machine=machine(run.device),
-        settings=run.settings.flat(), data=described(run.data),
+        settings=named_settings(run.settings), data=described(run.data),
         task=run.task.name if run.task else None, metric=run.task.metric if run.task else None,
     )  # fmt: skip
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from mint_compress.data.data import Data
+from mint_compress.options import options_of
 from mint_compress.reporting.records import DataFacts, Machine
+from mint_compress.settings import Job, Settings
+from mint_compress.training.tasks.own import named
 
 
 def described(data: Data | None) -> DataFacts | None:
@@ -20,6 +24,15 @@ def described(data: Data | None) -> DataFacts | None:
         name=data.name, input_shape=data.input_shape, classes=data.classes,
         train=train, validation=validation, test=test, mean=data.mean, std=data.std,
     )  # fmt: skip
+
+
+def named_settings(settings: Settings) -> dict[str, Any]:
+    """Option -> value; of a task, a loss or a metric that is an object, its name."""
+    flat = settings.flat()
+    for option in options_of(Job):
+        value = flat[option]
+        flat[option] = value if value is None or isinstance(value, str) else named(value)
+    return flat
 
 
 def machine(device: torch.device) -> Machine:

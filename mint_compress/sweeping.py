@@ -21,6 +21,7 @@ from mint_compress.errors import MintError
 from mint_compress.files import replacing, sha256_of
 from mint_compress.preflight import check_sweep
 from mint_compress.progress import Progress
+from mint_compress.provenance import named_settings
 from mint_compress.reporting import Report
 from mint_compress.reporting.records import Metric, Stages
 from mint_compress.settings import Settings, combinations
@@ -85,7 +86,7 @@ def sweep(
     common = {"model": _identity(model), "data": _identity(data), "version": version("mint-compress")}
     chosen = list(combinations(base, grid))
     # as they come back from the file: tuples become lists
-    wanted = [json.loads(json.dumps({**common, **one.flat()})) for one in chosen]
+    wanted = [json.loads(json.dumps({**common, **named_settings(one)})) for one in chosen]
     for number, (key, one) in enumerate(zip(wanted, chosen, strict=True)):
         if progress:
             progress("sweep", number, len(wanted))

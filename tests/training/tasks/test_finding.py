@@ -135,7 +135,8 @@ def test_loss_and_metric_of_ones_own_go_through_a_run(module: types.ModuleType) 
 
     _, report = job(loss=own_loss, metric=MeanAbsoluteError)
     assert report.metric is not None and report.metric.name == "MeanAbsoluteError"
-    assert report.metric.higher_is_better is False and report.to_json()
+    assert report.metric.higher_is_better is False
+    assert (report.settings["loss"], report.settings["metric"]) == ("own_loss", "MeanAbsoluteError")
 
 
 def test_a_torchmetrics_object_adds_up_all_batches() -> None:

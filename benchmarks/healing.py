@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 import mint_compress as mint
+from mint_compress.settings import HEAL_EPOCHS
 from mint_compress.training import healing, matching
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESULTS = Path(__file__).parent / "results" / "healing.json"
 
 USUAL = {
-    **{"images": 1024, "epochs": healing.MOST_EPOCHS, "lr": healing.LR},
+    **{"images": 1024, "epochs": HEAL_EPOCHS, "lr": healing.LR},
     **{"places": matching.PLACES, "weigh": healing.MATCHING_WEIGHS},
 }
 CHANGES: tuple[dict[str, Any], ...] = (

@@ -51,7 +51,8 @@ TASK = Rule(
     lambda v: not isinstance(v, str) or v in TASKS or is_place(v),
     f"be {', '.join(TASKS)}, or package.module:object",
 )
-HEALS = "at most 10, as many as some minutes of a CPU pay for"
+HEAL_EPOCHS = 10
+"""Unless the user says otherwise, and as far as they take no longer than some minutes."""
 
 Cost = Literal["params", "macs", "both"]
 
@@ -228,7 +229,7 @@ class Healing(Group):
 
     heal_epochs: int | None = option(
         None, "Of healing: the original teaches the repaired network on the calibration images; 0: none.",
-        metavar="N", kind=int, rule=WHOLE, default_text=HEALS,
+        metavar="N", kind=int, rule=WHOLE, default_text=f"{HEAL_EPOCHS}, or what takes some minutes",
     )  # fmt: skip
     heal_minutes: float | None = option(
         None, "Instead: as many epochs of healing as fit into so many minutes here; 0: none.", metavar="M",

@@ -26,7 +26,7 @@ from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, count, run, select, split, to
 from mint_compress.progress import Progress
-from mint_compress.settings import Compute
+from mint_compress.settings import HEAL_EPOCHS, Compute
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.matching import matched, places_to_match
@@ -38,7 +38,6 @@ from mint_compress.training.updating import trainable
 MATCHING_WEIGHS = 10.0
 """Weight of the activations on the way beside the outputs, both as shares of the original's variance."""
 LR, BATCH_SIZE = 1e-3, 64
-MOST_EPOCHS = 10
 AFFORDABLE_MACS = {"cpu": 3e12, "cuda": 2e14}
 """Multiply-accumulate operations of a healing of which nobody said how long it may take."""
 TIMED = 3
@@ -114,8 +113,8 @@ def heal_(
     task
         Says how far outputs are apart; by default every output counts alike.
     epochs, minutes
-        How long; by default as many epochs, at most 10, as 3e12 multiply-accumulate operations pay for
-        (2e14 on a GPU), which is some minutes. ``minutes`` depends on the machine, and so does the result.
+        How long; by default as many epochs as :data:`AFFORDABLE_MACS` pay for, which is some minutes, and at
+        most :data:`mint_compress.settings.HEAL_EPOCHS`. With ``minutes`` the result depends on the machine.
     lr
         The highest learning rate of the cycle.
     batch_size
@@ -186,18 +185,17 @@ class _Updates:
         one = to(select(self.images, slice(1)), self.device)
         macs = module_macs(self.original, one).total + 3 * module_macs(self.model, one).total
         most = AFFORDABLE_MACS["cuda" if self.device.type == "cuda" else "cpu"]
-        return min(MOST_EPOCHS, int(most / (max(macs, 1) * count(self.images))))
+        return min(HEAL_EPOCHS, int(most / (max(macs, 1) * count(self.images))))
 
     def within(self, seconds: float) -> int:
         """Epochs that fit into so many seconds, as far as a few updates without a step tell."""
-        batches = itertools.islice(self._batches(), TIMED + 1)
+        batches = itertools.islice(self._epochs(TIMED + 1), TIMED + 1)
         with matched(self.model, self.original, self.places) as on_the_way:
             self._learn(next(batches), on_the_way)
             start = time.perf_counter()
             for batch in batches:
                 self._learn(batch, on_the_way)
-        each = (time.perf_counter() - start) / min(TIMED, max(1, self.steps - 1))
-        return int(seconds / (each * self.steps))
+        return int(seconds * TIMED / ((time.perf_counter() - start) * self.steps))
 
     def go_through(self, epochs: int, progress: Progress | None) -> bool:
         """Learn from all images so many times; whether the loss stayed finite, without which it ends."""
@@ -205,7 +203,7 @@ class _Updates:
         optimizer = torch.optim.AdamW(self.model.parameters(), self.numbers.lr, weight_decay=0.0)
         total = epochs * self.steps
         with matched(self.model, self.original, self.places) as on_the_way:
-            for step, batch in enumerate(itertools.chain(*(self._batches() for _ in range(epochs)))):
+            for step, batch in enumerate(self._epochs(epochs)):
                 for group in optimizer.param_groups:
                     group["lr"] = self.numbers.lr * one_cycle(step, total)
                 optimizer.zero_grad()
@@ -229,9 +227,12 @@ class _Updates:
                 total += float(outputs if outputs is not None else lacking) * count(part)
         return total / count(images)
 
+    def _epochs(self, epochs: int) -> Iterator[Inputs]:
+        return itertools.chain.from_iterable(self._batches() for _ in range(epochs))
+
     def _batches(self) -> Iterator[Inputs]:
         order = torch.randperm(count(self.images), generator=self.generator)
-        # the rest of the images comes first in other epochs
+        # what is left over in one epoch is not in another
         for rows in order.split(self.numbers.batch_size)[: self.steps]:
             batch = to(select(self.images, rows), self.device)
             if self.padding and isinstance(batch, Tensor):

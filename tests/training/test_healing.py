@@ -15,6 +15,7 @@ from toydata import task as quarters
 
 import mint_compress as mint
 from mint_compress.nn.counting import module_macs
+from mint_compress.settings import HEAL_EPOCHS
 from mint_compress.training import healing as module
 from mint_compress.training.healing import heal_
 from mint_compress.training.matching import matched, places_to_match
@@ -90,12 +91,15 @@ def test_how_long_it_takes_by_default_is_counted(
     small, plan = shrunk(original)
     one = images(1)
     epoch = 128 * (module_macs(original, one).total + 3 * module_macs(small, one).total)
-    for paid, epochs in ((0.9 * epoch, 0), (2.5 * epoch, 2), (1e3 * epoch, module.MOST_EPOCHS)):
+    for paid, epochs in ((0.9 * epoch, 0), (2.5 * epoch, 2), (1e3 * epoch, HEAL_EPOCHS)):
         monkeypatch.setitem(module.AFFORDABLE_MACS, "cpu", paid)
         assert heal_(copy.deepcopy(small), original, plan, images(), device="cpu").epochs == epochs
     nothing = heal_(small, original, plan, images(), minutes=1e-6, device="cpu")
     assert nothing.epochs == 0 and math.isnan(nothing.after) and "heal-epochs" in str(nothing)
     assert heal_(small, original, plan, images(), minutes=0.02, device="cpu").epochs > 0
+    # fewer images than one update takes: the time of an update is known all the same
+    few = heal_(small, original, plan, images(40), minutes=0.01, device="cpu")
+    assert 0 < few.epochs < 1000
 
 
 class Doubled(nn.Module):

@@ -68,6 +68,7 @@ def compress(
                 **key,
                 metric=report.metric.name,
                 quality=asdict(report.quality),
+                notes=[note for note in report.notes if "heal" in note or "undone" in note],
                 removed=report.ratio.removed,
                 parameters=[report.parameters.before, report.parameters.after],
                 macs=[report.macs.before, report.macs.after],

@@ -112,6 +112,8 @@ class ArrayDataset(ImageDataset):
 
 
 def normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """(b, C, ...) images less ``mean`` and over ``std``, one value a channel each; None leaves that out."""
+
     def channelwise(values: Sequence[float]) -> Tensor:
         return torch.tensor(values).view(-1, *[1] * (images.ndim - 2))
 

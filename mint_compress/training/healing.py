@@ -25,12 +25,12 @@ from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, count, run, select, split, to
+from mint_compress.nn.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.progress import Progress
 from mint_compress.settings import HEAL_EPOCHS, Compute
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.matching import matched, places_to_match
-from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.training.schedule import one_cycle
 from mint_compress.training.tasks.protocol import Task
 from mint_compress.training.updating import trainable

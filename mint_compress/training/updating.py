@@ -14,8 +14,8 @@ from mint_compress.data.targets import Targets, targets_to
 from mint_compress.errors import MintError, first_line
 from mint_compress.nn.contexts import placed, requiring_gradients
 from mint_compress.nn.io import Inputs, run, to
+from mint_compress.nn.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.training.hyperparameters import Hyperparameters
-from mint_compress.training.memory_format import laid_out, lay_out_, take_channels_last
 from mint_compress.training.optimizer import sgd
 from mint_compress.training.tasks.protocol import Task
 

@@ -17,9 +17,9 @@ from mint_compress.nn.contexts import placed, seeded
 from mint_compress.nn.counting import layer_macs
 from mint_compress.nn.devices import device_of, resolve_device
 from mint_compress.nn.io import first_tensor
+from mint_compress.nn.memory_format import take_channels_last
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.training.evaluation import accuracy, chance_warning
-from mint_compress.training.memory_format import take_channels_last
 
 # ---- devices
 

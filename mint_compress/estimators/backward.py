@@ -89,7 +89,7 @@ def backward_elimination(
     """Remove parent groups one by one, always the one that the children lose least by.
 
     A group's price is what it says about each child, given the other parents that are left, as the mean
-    over the children. Up to 1200 columns that is exact; wider problems remove several groups between
+    over the children. Up to 127 groups of 1200 columns that is exact; larger problems remove several between
     two updates, see :func:`mint_compress.estimators.elimination.eliminate`.
 
     Parameters

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mint_compress.estimators.regression import Regression, information
 
-EXACT_COLUMNS = 1200
-"""Up to about this many columns a problem is down-dated after every single removal."""
 BATCHES = 64
-"""Of units removed at once there are about as many, at most."""
+"""A problem of more than twice as many units is down-dated about so often, and not after every removal."""
+NARROW = 1200
+"""Columns above which batches grow: a down-date costs the square of the columns."""
 
 
 def eliminate(
@@ -63,7 +63,7 @@ def _in_batches(
         left = left[~torch.isin(left, going)]
         for problem in problems:
             problem.remove(going)
-            if len(problem.precision) > EXACT_COLUMNS:
+            if batch > 1:
                 problem.compact_(left)
         order.append(going)
         losses.append(lost)
@@ -73,10 +73,8 @@ def _in_batches(
 
 
 def _batch_size(columns: int, units: int) -> int:
-    """Units to remove at once: one, until the matrices are wide, and then at most some 64 batches."""
-    if columns <= EXACT_COLUMNS:
-        return 1
-    return max(int((columns / EXACT_COLUMNS) ** 2), units // BATCHES, 1)
+    """Units to remove at once: one, until there are many or their matrices are wide."""
+    return max(int((columns / NARROW) ** 2), units // BATCHES, 1)
 
 
 def _cheapest(problems: Sequence[Regression], left: Tensor, count: int) -> tuple[Tensor, Tensor]:

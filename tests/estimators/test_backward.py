@@ -265,12 +265,24 @@ def test_removal_in_blocks_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> N
     size = torch.logspace(-2, 2, width, dtype=torch.float64)[draw(101, width).argsort()]
     problems = [(covariance, size[:, None] * draw(102, width, 3).sign(), torch.arange(width))]
     exact = eliminate(set_up(problems, width), width)
-    monkeypatch.setattr(module, "EXACT_COLUMNS", 20)
+    monkeypatch.setattr(module, "NARROW", 20)
     steps: list[int] = []
     order, losses = eliminate(set_up(problems, width), width, step=steps.append)
     assert steps == list(range(4, width + 1, 4))  # four at a time
     assert order.tolist() == exact[0].tolist()
     assert torch.allclose(losses, exact[1], rtol=1e-8, atol=0)
+
+
+def test_many_units_go_in_the_same_order_with_fewer_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a stream of 200 units that three layers read
+    problems = [problem(130 + i, list(range(200)), 3) for i in range(3)]
+    steps: list[int] = []
+    order, losses = eliminate(set_up(problems, 200), 200, step=steps.append)
+    assert len(steps) == 67
+    monkeypatch.setattr(module, "BATCHES", 1000)
+    exact, lost = eliminate(set_up(problems, 200), 200)
+    assert order.tolist() == exact.tolist()
+    assert torch.allclose(losses, lost, rtol=1e-8, atol=0)
 
 
 def test_removal_in_blocks_does_not_take_both_copies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +296,7 @@ def test_removal_in_blocks_does_not_take_both_copies(monkeypatch: pytest.MonkeyP
         noise=1e-2,
         ridge=1e-6,
     )
-    monkeypatch.setattr(module, "EXACT_COLUMNS", 10)
+    monkeypatch.setattr(module, "NARROW", 10)
     order, losses = eliminate([one], 40)
     assert {int(order[0]), int(order[-1])} == {0, 39}
     assert float(losses[0]) < 1e-3 and bool((losses[1:] > 0.01).all())
@@ -312,7 +324,7 @@ def test_removal_in_blocks_with_a_reader_that_has_none_of_the_candidates(
     narrow = [(one, 1e3 * one, torch.tensor([60]))]
     both = eliminate(set_up(wide + narrow, 61), 61)[0]
     assert int(both[-1]) == 60
-    monkeypatch.setattr(module, "EXACT_COLUMNS", 20)
+    monkeypatch.setattr(module, "NARROW", 20)
     order, losses = eliminate(set_up(wide + narrow, 61), 61)
     assert sorted(order.tolist()) == list(range(61)) and int(order[-1]) == 60
     assert bool(losses.isfinite().all())

@@ -29,7 +29,7 @@ from mint_compress.progress import Progress
 from mint_compress.provenance import described, machine, named_settings, versions
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
-from mint_compress.run import BATCH, Run
+from mint_compress.run import Run
 from mint_compress.scoring.calibration import calibrate
 from mint_compress.scoring.scores import score
 from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
@@ -219,7 +219,7 @@ def _chosen(run: Run, images: Inputs) -> PruningPlan:
         asked = None if each is None else each * classes
         images = run.draw(asked, SAMPLES_PER_CLASS * classes, f"for {estimator}, ")
     calibration = calibrate(
-        run.original, run.groups, split(images, BATCH), seed=run.seed,
+        run.original, run.groups, split(images, run.batch), seed=run.seed,
         moments=not samples, samples=samples, progress=run.progress,
     )  # fmt: skip
     if alike := sorted(set(calibration.moments) - set(calibration.sensitivity)):

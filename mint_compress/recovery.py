@@ -15,7 +15,7 @@ from mint_compress.nn.io import Inputs, split
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import ACCURACY
 from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
-from mint_compress.run import BATCH, Run
+from mint_compress.run import Run
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import chance_warning
 from mint_compress.training.finetuning import finetune_
@@ -72,7 +72,7 @@ def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> 
     """Whether it was repaired."""
     if not run.settings.repair.compensate:
         return False
-    batches = split(images, BATCH)
+    batches = split(images, run.batch)
     repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
     run.notes += unrepaired(plan, repairs)
     return True

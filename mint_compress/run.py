@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from mint_compress.data.calibration_draw import affordable, draw
 from mint_compress.data.data import Data
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.nn.batch_size import samples_at_once
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
 from mint_compress.settings import Settings
@@ -17,7 +19,7 @@ from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
 
 BATCH = 64
-"""Images in one forward pass."""
+"""Images in one forward pass, at most."""
 
 
 @dataclass
@@ -46,6 +48,11 @@ class Run:
         )
         self.notes.append(f"{what_for}calibration images: {count(images)}")
         return images
+
+    @cached_property
+    def batch(self) -> int:
+        """Images in one forward pass."""
+        return samples_at_once(self.original, self.example, BATCH)
 
     def measure(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
         """By the task's metric, on the test split or on the validation split; None without data."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,9 @@ from mint_compress.data.batching import batches
 from mint_compress.data.data import Data
 from mint_compress.data.datasets import Source
 from mint_compress.data.synthetic import synthetic_images
-from mint_compress.errors import MintError, our_own
-from mint_compress.nn.contexts import evaluating, hooked
-from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, run, select, to
+from mint_compress.errors import MintError
+from mint_compress.nn.batch_size import largest_output
+from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, select, to
 
 ACTIVATIONS = 4 * 2**30
 """Bytes that calibration may keep alive; larger networks get fewer images by default."""
@@ -74,21 +72,8 @@ def first_inputs(source: Source, wanted: int) -> Inputs:
 
 
 def affordable(model: nn.Module, example: Inputs, wanted: int) -> int:
-    """``wanted`` images, or as many as may be kept alive in two synchronised forward passes."""
-    return min(wanted, max(LEAST_IMAGES, ACTIVATIONS // _activation_bytes(model, example)))
+    """``wanted`` images, or as many as may be kept alive in two synchronised forward passes.
 
-
-def _activation_bytes(model: nn.Module, example: Inputs) -> int:
-    """Roughly what one image keeps alive in two networks: three of the largest maps each."""
-    largest = 1
-
-    @our_own()
-    def see(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel())
-
-    hooks = [m.register_forward_hook(see) for m in model.modules()]
-    with hooked(hooks), evaluating(model), torch.no_grad():
-        run(model, example)
-    return 2 * 3 * 4 * largest
+    Roughly, one image keeps three of the largest maps alive in each of them.
+    """
+    return min(wanted, max(LEAST_IMAGES, ACTIVATIONS // (2 * 3 * largest_output(model, example))))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from mint_compress.errors import ForeignError
 from mint_compress.nn.contexts import evaluating, seeded
-from mint_compress.nn.io import Inputs, mapped, run
+from mint_compress.nn.devices import device_of
+from mint_compress.nn.io import Inputs, mapped, run, select, to
 
 
 def lay_out_(model: nn.Module, layout: torch.memory_format) -> None:
@@ -36,3 +38,23 @@ def take_channels_last(networks: Sequence[nn.Module], images: Inputs, device: to
     except ForeignError:  # mostly that view; anything else fails again when it trains
         return False
     return True
+
+
+@contextmanager
+def fastest_layout(networks: Sequence[nn.Module], images: Inputs) -> Iterator[torch.memory_format]:
+    """While the block lasts, kernels lie as is fastest; what it yields is the layout for images.
+
+    The first of ``images`` are there to try it with. Weights may change in the block.
+    """
+    device = device_of(networks[0])
+    if not take_channels_last(networks, to(select(images, slice(2)), device), device):
+        yield torch.contiguous_format
+        return
+    changed = [p for network in networks for p in network.parameters() if p.is_contiguous()]
+    for network in networks:
+        lay_out_(network, torch.channels_last)
+    try:
+        yield torch.channels_last
+    finally:
+        for parameter in changed:
+            parameter.data = parameter.data.contiguous()

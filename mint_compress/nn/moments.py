@@ -11,7 +11,10 @@ MAX_COLUMNS = 8192
 """Above this many columns a layer is described by its channels' contributions instead of its patches."""
 
 WIDE = 1024
-"""Rows wider than this are multiplied batch by batch in float32; sums are always float64."""
+"""Rows wider than this are multiplied in float32; sums are always float64."""
+
+AT_ONCE = 1024
+"""Rows that are multiplied together, at least; of wide rows as many as they have columns."""
 
 ROWS_PER_COLUMN = 16
 """Rows for every column, so that a covariance is well determined."""
@@ -26,18 +29,29 @@ class MomentSum:
     def __init__(self) -> None:
         self.rows = 0
         self._sums: _Sums | None = None
+        self._waiting: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
-        """Add ``(groups, n, columns)`` rows."""
+        """Add ``(groups, n, columns)`` rows, which must not change from now on."""
+        self.rows += rows.shape[1]
+        self._waiting.append(rows)
+        # a product of few rows costs as much as the sum that it is added to
+        if sum(r.shape[1] for r in self._waiting) >= max(AT_ONCE, rows.shape[2]):
+            self._take_in()
+
+    def _take_in(self) -> None:
+        rows = torch.cat(self._waiting, 1) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting = []
         if self._sums is None:
             self._sums = _Sums.counted_from(rows.mean(1, keepdim=True).double())
-        # one batch of wide rows is multiplied in the network's precision, and float32 at least
+        # wide rows are multiplied in the network's precision, and float32 at least
         wide = torch.promote_types(rows.dtype, torch.float32) if rows.shape[2] > WIDE else torch.float64
         self._sums.add_(rows.to(wide) - self._sums.shift.to(wide))
-        self.rows += rows.shape[1]
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
+        if self._waiting:
+            self._take_in()
         assert self._sums is not None
         mean = self._sums.first / self.rows
         covariance = self._sums.second / self.rows - mean.transpose(1, 2) @ mean

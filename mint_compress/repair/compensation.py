@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress.nn.batch_size import samples_at_once
 from mint_compress.nn.contexts import evaluating
-from mint_compress.nn.io import concatenate, count, of_batch, select, split
+from mint_compress.nn.devices import device_of
+from mint_compress.nn.io import concatenate, count, of_batch, select, split, to
+from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress
 from mint_compress.repair.adjacency import trace
 from mint_compress.repair.interleaving import can_interleave
@@ -80,9 +83,11 @@ def compensate_(
     if not interleaved:  # the passes that see the later calls of a layer would go through it meanwhile
         layers = {name: layer for name, layer in layers.items() if layer.calls == 1}
     # passes that would meet in what the network keeps on itself go as one
-    chunks = split(inputs, BATCH_SIZE if interleaved else count(inputs))
+    at_once = samples_at_once(original, to(select(inputs, slice(1)), device_of(original)), BATCH_SIZE)
+    chunks = split(inputs, at_once if interleaved else count(inputs))
     calls = [name for name in topology.calls if name in layers]
-    return _repair_in_order_(NetworkPair(model, original, chunks), layers, calls, seed, progress)
+    with fastest_layout([original, model], inputs):
+        return _repair_in_order_(NetworkPair(model, original, chunks), layers, calls, seed, progress)
 
 
 def _repair_in_order_(

@@ -16,15 +16,16 @@ from mint_compress.nn.im2col import (
     set_weight_matrix,
     weight_matrix,
 )
+from mint_compress.nn.io import count, of_batch
 from mint_compress.nn.layers import matrix_columns
 from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
 from mint_compress.repair.layers_to_repair import LayerToRepair
-from mint_compress.repair.network_pair import BATCH_SIZE, NetworkPair, PassPair, advance_to
+from mint_compress.repair.network_pair import NetworkPair, PassPair, advance_to
 from mint_compress.repair.ridge import RidgeFit
 from mint_compress.repair.targets import target
 
-LEAST_BATCHES = 4
-"""Batches that a layer which is called several times is refitted from, at least."""
+LEAST_IMAGES = 256
+"""From which a layer that is called several times is refitted, at least."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ def _sample_size(layer: LayerToRepair, places: int, networks: NetworkPair) -> _S
     batches, images = len(networks.batches), networks.images
     if layer.calls > 1:
         # each further network-wide pass costs, and of a layer with many places few images say enough
-        enough = -(-rows_wanted(columns, places * layer.calls) // BATCH_SIZE)
-        batches = max(LEAST_BATCHES, enough)
-        images = min(images, batches * BATCH_SIZE)
+        enough = max(LEAST_IMAGES, rows_wanted(columns, places * layer.calls))
+        each = count(of_batch(networks.batches[0]))
+        batches = -(-enough // each)
+        images = min(images, batches * each)
     positions = rows_wanted(columns, images * layer.calls)
     return _SampleSize(batches, positions, min(positions, places) * images * layer.calls)
 

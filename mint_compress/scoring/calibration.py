@@ -14,6 +14,7 @@ from mint_compress.errors import MintError, our_own
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import count, forward, of_batch
+from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress
 from mint_compress.scoring.layer_moments import LayerMoments
 from mint_compress.scoring.layer_samples import LayerSamples
@@ -112,19 +113,21 @@ def calibrate(
         {n: MomentsOfLayer(layer) for n, layer in layers.items()} if moments else {},
         {n: LayerSamples(layer.module) for n, layer in layers.items()} if samples else {},
     )
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), fastest_layout([model], of_batch(batches[0])), torch.no_grad():
         for done, batch in enumerate(batches):
             with watching({n: layer.module for n, layer in layers.items()}, observer.of(batch)):
                 forward(model, batch)
             if progress:
                 progress("calibrate", done + 1, len(batches))
-    called = observer.called()
+        called = observer.called()
+        watched = {n: modules[n] for n in called}
+        sensitivity = output_sensitivity(model, watched, batches, seed=seed) if moments else {}
     return Calibration(
         {n: observer.moments[n].result() for n in called} if moments else {},
         {n: observer.samples[n].result() for n in called} if samples else {},
         images,
         seed,
-        output_sensitivity(model, {n: modules[n] for n in called}, batches, seed=seed) if moments else {},
+        sensitivity,
     )
 
 

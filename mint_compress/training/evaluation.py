@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack, suppress
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from mint_compress.data.batching import batch_count, batches
 from mint_compress.data.datasets import Source
 from mint_compress.data.targets import targets_to
 from mint_compress.errors import MintError
+from mint_compress.nn.batch_size import samples_at_once
 from mint_compress.nn.contexts import evaluating, placed
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import run, to
+from mint_compress.nn.memory_format import fastest_layout, laid_out
 from mint_compress.progress import Progress
 from mint_compress.training.tasks.classification import Classification
 from mint_compress.training.tasks.protocol import Measurement, Task
+
+BATCH_SIZE = 256
+"""Images at a time, at most."""
 
 
 def evaluate(
@@ -26,7 +33,7 @@ def evaluate(
     *,
     reference: nn.Module | None = None,
     device: str | torch.device = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure ``model`` on ``dataset``.
@@ -44,7 +51,7 @@ def evaluate(
     device
         Where to compute: auto, cpu, cuda.
     batch_size
-        Images at a time.
+        Images of a dataset at a time; by default 256, or fewer where they are large.
     progress
         Called as (name of the metric, batches done, batches in all), 0 in all where that is not known.
 
@@ -56,19 +63,24 @@ def evaluate(
     where = resolve_device(device)
     if task.measured_on_original and reference is None:
         raise MintError(f"The task {task.name} compares with the original network. Give it as reference.")
-    total = 0
-    if progress:
-        with suppress(MintError):  # a stream without a length can be measured as well
-            total = batch_count(dataset, batch_size)
-    meter, seen = task.meter(), False
+    meter, seen, total = task.meter(), False, 0
     networks = [model] if reference is None or reference is model else [model, reference]
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(evaluating(network))
             stack.enter_context(placed(network, where))
+        if batch_size is None:
+            batch_size = _affordable(model, dataset, where)
+        if progress:
+            with suppress(MintError):  # a stream without a length can be measured as well
+                total = batch_count(dataset, batch_size)
+        each = batches(dataset, batch_size)
+        if (first := next(each, None)) is not None:
+            layout = stack.enter_context(fastest_layout(networks, first[0]))
+            each = itertools.chain([first], each)
         stack.enter_context(torch.inference_mode())
-        for done, (inputs, targets) in enumerate(batches(dataset, batch_size), start=1):
-            given = to(inputs, where)
+        for done, (inputs, targets) in enumerate(each, start=1):
+            given = laid_out(to(inputs, where), layout)
             outputs = run(model, given)
             if task.measured_on_original and reference is not None:
                 wanted = outputs if reference is model else run(reference, given)
@@ -83,12 +95,20 @@ def evaluate(
     return meter.compute()
 
 
+def _affordable(model: nn.Module, dataset: Source, device: torch.device) -> int:
+    """Images at a time: a loader knows best."""
+    if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
+        for inputs, _ in batches(dataset, 1):
+            return samples_at_once(model, to(inputs, device), BATCH_SIZE)
+    return BATCH_SIZE
+
+
 def accuracy(
     model: nn.Module,
     dataset: Source,
     *,
     device: str | torch.device = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> float:
     """Share of the labels in ``dataset`` that ``model`` finds, in 0..1.

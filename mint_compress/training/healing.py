@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mint_compress.data.augmentation import flip_and_crop
 from mint_compress.errors import foreign
+from mint_compress.nn.batch_size import samples_at_once
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
@@ -175,6 +176,8 @@ class _Updates:
         self.padding = _padding(images) if augment else 0
         self.steps = max(1, count(images) // numbers.batch_size)
         few = to(select(images, slice(2)), device)
+        # normalisation does not mix the images of a batch, so a large one can be learnt from in parts
+        self.at_once = samples_at_once(original, few, numbers.batch_size)
         self.layout = torch.contiguous_format
         if take_channels_last((model, original), few, device):
             self.layout = torch.channels_last
@@ -222,7 +225,7 @@ class _Updates:
             return math.nan
         total = 0.0
         with torch.no_grad(), matched(self.model, self.original, self.places) as on_the_way:
-            for part, _ in split(images, self.numbers.batch_size):
+            for part, _ in split(images, self.at_once):
                 outputs, lacking = self._distances(laid_out(to(part, self.device), self.layout), on_the_way)
                 total += float(outputs if outputs is not None else lacking) * count(part)
         return total / count(images)
@@ -241,11 +244,15 @@ class _Updates:
 
     def _learn(self, batch: Inputs, on_the_way: Callable[[], Tensor | None]) -> Tensor:
         """Add the gradients of one batch; return its loss."""
-        outputs, lacking = self._distances(batch, on_the_way)
-        loss = MATCHING_WEIGHS * lacking if outputs is None else outputs + MATCHING_WEIGHS * lacking
-        with foreign("The network's backward pass"):
-            loss.backward()
-        return loss.detach()
+        total = torch.zeros((), device=self.device)
+        for part, _ in split(batch, self.at_once):
+            outputs, lacking = self._distances(part, on_the_way)
+            loss = MATCHING_WEIGHS * lacking if outputs is None else outputs + MATCHING_WEIGHS * lacking
+            loss = loss * (count(part) / count(batch))
+            with foreign("The network's backward pass"):
+                loss.backward()
+            total += loss.detach()
+        return total
 
     def _distances(
         self, batch: Inputs, on_the_way: Callable[[], Tensor | None]

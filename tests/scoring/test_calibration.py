@@ -49,8 +49,9 @@ def test_covariance_equals_numpy_when_nothing_is_sampled(name: str) -> None:
         rows = input_rows(module, given, output, torch.arange(count)).double().numpy()
         assert moments.form == "patches" and moments.rows == rows.shape[1]
         for group, own in enumerate(rows):
-            np.testing.assert_allclose(moments.mean[group], own.mean(0), atol=1e-10)
-            np.testing.assert_allclose(moments.covariance[group], np.cov(own.T, bias=True), atol=1e-10)
+            # a float32 network rounds differently with its channels last
+            np.testing.assert_allclose(moments.mean[group], own.mean(0), atol=1e-7)
+            np.testing.assert_allclose(moments.covariance[group], np.cov(own.T, bias=True), atol=1e-8)
 
 
 def test_column_units_follow_the_channels() -> None:

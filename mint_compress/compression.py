@@ -25,7 +25,7 @@ from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, split, to
 from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
-from mint_compress.progress import Progress
+from mint_compress.progress import Progress, StageClock
 from mint_compress.provenance import described, machine, named_settings, versions
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
@@ -98,8 +98,9 @@ def compress(
     target = check_run(model, data, settings, plan=plan, output=output, dry_run=dry_run, force=force)
     if target is not None:
         check_target(target, settings.benchmark.provider)
+    progress = clock = StageClock(progress)
     run = _opened(model, data, settings, progress)
-    report = _begun(run, model, command)
+    report = replace(_begun(run, model, command), seconds=clock.seconds)  # which grow until it is written
     images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
     given = None if plan is None else _read(plan)
     if dry_run:

@@ -80,6 +80,7 @@ FULL = {
     "provider": "CPUExecutionProvider",
     "plan": {"format": 1, "groups": {"conv1": [0, 1]}},
     "sha256": {"out/small.onnx": "ab", "out/small.safetensors": "cd"},
+    "seconds": {"calibrate": 12.5, "repair": 3.25},
     "notes": ["1,024 calibration images."],
 }
 """What format 2 has always written of the report ``full``."""
@@ -115,6 +116,7 @@ EMPTY = {
     "provider": None,
     "plan": None,
     "sha256": {},
+    "seconds": {},
     "notes": [],
 }
 
@@ -157,6 +159,7 @@ def full() -> Report:
         provider="CPUExecutionProvider",
         plan={"format": 1, "groups": {"conv1": [0, 1]}},
         sha256={"out/small.onnx": "ab", "out/small.safetensors": "cd"},
+        seconds={"calibrate": 12.5, "repair": 3.25},
         notes=("1,024 calibration images.",),
     )
 

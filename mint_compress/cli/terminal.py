@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -18,6 +19,8 @@ from mint_compress.errors import MintError, OwnFault
 from mint_compress.progress import Progress
 
 DEBUG = "MINT_COMPRESS_DEBUG"
+EVERY_SECONDS = 30.0
+"""Between two lines of one stage where there is no terminal."""
 
 
 @contextmanager
@@ -139,9 +142,26 @@ def _no_bars(stage: str, done: int, total: int) -> None:
     """Progress that nobody wants to see."""
 
 
+class _Log:
+    """A line for each stage, and one now and then with the share done: a log shows that the run lives."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in self._last:
+            click.echo(f"{stage} ...", err=True)
+        elif now - self._last[stage] >= EVERY_SECONDS:
+            click.echo(f"{stage} ... {f'{done / total:.0%}' if total else done}", err=True)
+        else:
+            return
+        self._last[stage] = now
+
+
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    """A bar per stage on a terminal, with an estimate, cleared at the end; elsewhere one line per stage."""
+    """A bar per stage on a terminal, with an estimate, cleared at the end; elsewhere lines now and then."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -157,13 +177,7 @@ def _bars() -> Iterator[Progress]:
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
     if not console.is_terminal or console.is_dumb_terminal:
-
-        def line(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = TaskID(0)
-                click.echo(f"{stage} ...", err=True)
-
-        yield line
+        yield _Log()
         return
     name = TextColumn("{task.description}", markup=False)
     times = (TimeElapsedColumn(), TimeRemainingColumn())

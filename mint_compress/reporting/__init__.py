@@ -91,6 +91,8 @@ class Report:
         As ``PruningPlan.to_dict`` gives it.
     sha256
         File written -> its hash. The report itself cannot be among them.
+    seconds
+        Stage -> seconds that it took.
     notes
         What was assumed or capped, one sentence each.
     """
@@ -122,6 +124,7 @@ class Report:
     provider: str | None = None
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

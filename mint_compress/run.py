@@ -14,7 +14,7 @@ from mint_compress.graph.groups import ChannelGroup
 from mint_compress.nn.batch_size import samples_at_once
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
-from mint_compress.settings import Settings
+from mint_compress.settings import CALIBRATION_IMAGES, Settings
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
 
@@ -48,6 +48,13 @@ class Run:
         )
         self.notes.append(f"{what_for}calibration images: {count(images)}")
         return images
+
+    def healing_images(self, images: Inputs) -> Inputs:
+        """The calibration images, or more where the passes of the repair could not keep all alive at once."""
+        asked = self.settings.scoring.calibration_images
+        if self.data is None or asked is not None or count(images) >= CALIBRATION_IMAGES:
+            return images
+        return self.data.calibration(CALIBRATION_IMAGES, seed=self.seed)[0]
 
     @cached_property
     def batch(self) -> int:

@@ -7,20 +7,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_COLUMNS = 8192
-"""Above this many columns a layer is described by its channels' contributions instead of its patches."""
+from mint_compress.estimators.products import with_itself
+from mint_compress.estimators.samples import full_precision
 
-WIDE = 1024
-"""Rows wider than this are multiplied in float32; sums are always float64."""
+MAX_COLUMNS = 4608
+"""Above this many columns a layer is described by its channels' contributions instead of its patches."""
 
 AT_ONCE = 1024
 """Rows that are multiplied together, at least; of wide rows as many as they have columns."""
 
-ROWS_PER_COLUMN = 16
+ROWS_PER_COLUMN = 8
 """Rows for every column, so that a covariance is well determined."""
 
 LEAST_ROWS = 32768
 """Rows even of a layer with few columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """First and second moments of rows, and their products with targets.
+
+    Attributes
+    ----------
+    mean, covariance
+        ``(groups, columns)`` and ``(groups, columns, columns)`` float64, centred.
+    target_mean, cross, target_variance
+        ``(groups, outputs)``, ``(groups, columns, outputs)`` and ``(groups, outputs)`` float64, centred; of
+        rows without targets they have no outputs.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    target_mean: Tensor
+    cross: Tensor
+    target_variance: Tensor
 
 
 class MomentSum:
@@ -29,51 +49,78 @@ class MomentSum:
     def __init__(self) -> None:
         self.rows = 0
         self._sums: _Sums | None = None
-        self._waiting: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, rows: Tensor) -> None:
-        """Add ``(groups, n, columns)`` rows, which must not change from now on."""
+    def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
+        """Add ``(groups, n, columns)`` rows and their ``(groups, n, outputs)`` targets.
+
+        They are multiplied in their own precision, and float32 at least; they must not change afterwards.
+        """
         self.rows += rows.shape[1]
-        self._waiting.append(rows)
+        self._waiting.append((rows, rows[:, :, :0] if targets is None else targets))
         # a product of few rows costs as much as the sum that it is added to
-        if sum(r.shape[1] for r in self._waiting) >= max(AT_ONCE, rows.shape[2]):
+        if sum(x.shape[1] for x, _ in self._waiting) >= max(AT_ONCE, rows.shape[2]):
             self._take_in()
 
     def _take_in(self) -> None:
-        rows = torch.cat(self._waiting, 1) if len(self._waiting) > 1 else self._waiting[0]
+        x, y = (
+            torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*self._waiting, strict=True)
+        )
         self._waiting = []
         if self._sums is None:
-            self._sums = _Sums.counted_from(rows.mean(1, keepdim=True).double())
-        # wide rows are multiplied in the network's precision, and float32 at least
-        wide = torch.promote_types(rows.dtype, torch.float32) if rows.shape[2] > WIDE else torch.float64
-        self._sums.add_(rows.to(wide) - self._sums.shift.to(wide))
+            self._sums = _Sums.counted_from(*(part.mean(1, keepdim=True).double() for part in (x, y)))
+        self._sums.add_(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, y)))
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Mean ``(groups, columns)`` and centred covariance ``(groups, columns, columns)``."""
+    def result(self) -> Moments:
+        """The moments of all rows; there must have been one."""
         if self._waiting:
             self._take_in()
         assert self._sums is not None
-        mean = self._sums.first / self.rows
-        covariance = self._sums.second / self.rows - mean.transpose(1, 2) @ mean
-        return (mean + self._sums.shift).squeeze(1), covariance
+        return self._sums.moments(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Shift and sum, ``(groups, 1, columns)``, and ``(groups, columns, columns)`` products; all float64."""
+    """Shifts and sums, ``(groups, 1, ...)``, and sums of products; all float64."""
 
-    shift: Tensor
-    first: Tensor
-    second: Tensor
+    shift: tuple[Tensor, Tensor]
+    first: tuple[Tensor, Tensor]
+    squares: Tensor
+    cross: Tensor
+    target_squares: Tensor
 
     @staticmethod
-    def counted_from(shift: Tensor) -> _Sums:
-        groups, _, columns = shift.shape
-        return _Sums(shift, torch.zeros_like(shift), shift.new_zeros(groups, columns, columns))
+    def counted_from(x: Tensor, y: Tensor) -> _Sums:
+        groups, _, columns = x.shape
+        squares = x.new_zeros(groups, columns, columns)
+        return _Sums(
+            (x, y),
+            (torch.zeros_like(x), torch.zeros_like(y)),
+            squares,
+            x.new_zeros(groups, columns, y.shape[2]),
+            torch.zeros_like(y),
+        )
 
-    def add_(self, shifted: Tensor) -> None:
-        self.first.add_(shifted.sum(1, keepdim=True))
-        self.second.add_(shifted.transpose(1, 2) @ shifted)
+    def add_(self, x: Tensor, y: Tensor) -> None:
+        x, y = (part - shift.to(part) for part, shift in zip((x, y), self.shift, strict=True))
+        for total, part in zip(self.first, (x, y), strict=True):
+            total.add_(part.sum(1, keepdim=True))
+        with full_precision():
+            for total, own in zip(self.squares, x, strict=True):
+                total.add_(with_itself(own))
+            if y.shape[2]:
+                self.cross.add_(x.transpose(1, 2) @ y)
+                self.target_squares.add_(y.square().sum(1, keepdim=True))
+
+    def moments(self, rows: int) -> Moments:
+        x, y = (total / rows for total in self.first)
+        return Moments(
+            (x + self.shift[0]).squeeze(1),
+            self.squares / rows - x.transpose(1, 2) @ x,
+            (y + self.shift[1]).squeeze(1),
+            self.cross / rows - x.transpose(1, 2) @ y,
+            (self.target_squares / rows - y.square()).squeeze(1),
+        )
 
 
 def rows_wanted(columns: int, images: int) -> int:

@@ -21,7 +21,7 @@ from mint_compress.nn.layers import matrix_columns
 from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
 from mint_compress.repair.layers_to_repair import LayerToRepair
 from mint_compress.repair.network_pair import NetworkPair, PassPair, advance_to
-from mint_compress.repair.ridge import RidgeFit
+from mint_compress.repair.ridge import DUAL_ROWS, RidgeFit
 from mint_compress.repair.targets import target
 
 LEAST_IMAGES = 256
@@ -98,15 +98,19 @@ class _SampleSize:
 
 def _sample_size(layer: LayerToRepair, places: int, networks: NetworkPair) -> _SampleSize:
     """As many rows as the layer's columns need, where its output has so many places."""
-    columns = min(matrix_columns(layer.module), MAX_COLUMNS)
+    columns = matrix_columns(layer.module)
     batches, images = len(networks.batches), networks.images
+
+    def wanted(among: int) -> int:
+        return rows_wanted(columns, among) if columns <= MAX_COLUMNS else -(-DUAL_ROWS // among)
+
     if layer.calls > 1:
         # each further network-wide pass costs, and of a layer with many places few images say enough
-        enough = max(LEAST_IMAGES, rows_wanted(columns, places * layer.calls))
+        enough = max(LEAST_IMAGES, wanted(places * layer.calls))
         each = count(of_batch(networks.batches[0]))
         batches = -(-enough // each)
         images = min(images, batches * each)
-    positions = rows_wanted(columns, images * layer.calls)
+    positions = wanted(images * layer.calls)
     return _SampleSize(batches, positions, min(positions, places) * images * layer.calls)
 
 
@@ -118,12 +122,15 @@ def _add(
     generator: torch.Generator,
 ) -> None:
     """Take what the passes have brought to the layer, and what it should make of it."""
+    seen = 0
     for pair in pairs:
         given, wanted = pair.pruned.given(), target(layer, pair)
         places = output_positions(layer.module, wanted)
         positions = sample_positions(places, size.positions, generator)
         x = input_rows(layer.module, given, wanted, positions)
-        fit.add(x, output_rows(layer.module, wanted, positions), given.shape[0])
+        images = range(seen, seen + given.shape[0])
+        fit.add(x, output_rows(layer.module, wanted, positions), images)
+        seen = images.stop
 
 
 def _write_intercept_(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:

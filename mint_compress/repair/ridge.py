@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mint_compress.nn.moments import MAX_COLUMNS, WIDE, MomentSum
+from mint_compress.nn.moments import MAX_COLUMNS, MomentSum
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Tried for every layer, as shares of the mean input variance; the best on held-out images is used."""
+"""Shares of the mean input variance, of which the best on held-out images is used."""
+DUAL_ROWS = 4096
+"""Rows that a layer of more columns than products are formed of is fitted to, at most."""
+NARROW = 1024
+"""Up to so many columns products are formed in float64; wider ones in the network's precision."""
 HELD_OUT = 4
 """Every so manieth image is held out from the fit while the ridge is chosen."""
 
@@ -50,38 +57,39 @@ class RidgeFit(ABC):
         primal = columns <= MAX_COLUMNS and columns <= rows
         return (_Primal if primal else _Dual)(columns, intercept=intercept)
 
-    def add(self, x: Tensor, y: Tensor, images: int) -> None:
-        """Add inputs ``(groups, n, columns)`` and targets ``(groups, n, outputs)`` of some images."""
-        both = torch.cat([x, y], 2).unflatten(1, (images, -1))
-        held = torch.arange(images, device=x.device) % HELD_OUT == HELD_OUT - 1
+    def add(self, x: Tensor, y: Tensor, images: range) -> None:
+        """Add inputs ``(groups, n, columns)`` and targets ``(groups, n, outputs)`` of these images."""
+        # on the CPU, so that nothing waits for a GPU
+        held = torch.tensor(images) % HELD_OUT == HELD_OUT - 1
         for out, which in ((False, ~held), (True, held)):
             if bool(which.any()):
-                self._take(both[:, which].flatten(1, 2), out)
+                rows = which.nonzero()[:, 0].to(x.device)
+                self._take(_of_images(x, len(images), rows), _of_images(y, len(images), rows), out)
 
     def choose(self, prior: Tensor) -> Chosen:
-        """Try every ridge on the held-out rows; refit with the best on all rows.
+        """Try ridges on the held-out rows; refit with the best on all rows.
 
         Parameters
         ----------
         prior
             ``(groups, columns, outputs)`` float64 weights.
         """
-        nothing, errors, variance = self._held_out_errors(prior)
-        ridge = min(errors, key=lambda r: errors[r])
-        better = errors[ridge] < nothing
+        nothing, error_with, variance = self._held_out(prior)
+        ridge, error = _lowest(error_with)
+        better = error < nothing
         weight = self._solve(ridge, prior) if better else prior
         scale = max(variance, 1e-30)
         intercept = self._intercept(weight) if self.intercept else None
-        after = min(errors[ridge], nothing)
+        after = min(error, nothing)
         return Chosen(weight, intercept, ridge if better else None, nothing / scale, after / scale)
 
     @abstractmethod
-    def _take(self, both: Tensor, held_out: bool) -> None:
-        """Keep ``(groups, n, columns + outputs)`` rows."""
+    def _take(self, x: Tensor, y: Tensor, held_out: bool) -> None:
+        """Keep ``(groups, n, columns)`` inputs and ``(groups, n, outputs)`` targets."""
 
     @abstractmethod
-    def _held_out_errors(self, prior: Tensor) -> tuple[float, dict[float, float], float]:
-        """Error of the prior, error by ridge, variance of the targets; all on held-out rows."""
+    def _held_out(self, prior: Tensor) -> tuple[float, Callable[[float], float], float]:
+        """Error of the prior, error with a ridge, variance of the targets; all on held-out rows."""
 
     @abstractmethod
     def _solve(self, ridge: float, prior: Tensor) -> Tensor:
@@ -100,19 +108,23 @@ class _Primal(RidgeFit):
         self._sums = (MomentSum(), MomentSum())
         self._all: _Normal | None = None
 
-    def _take(self, both: Tensor, held_out: bool) -> None:
-        self._sums[held_out].add(both.double() if self.columns <= WIDE else both)
+    def _take(self, x: Tensor, y: Tensor, held_out: bool) -> None:
+        if self.columns <= NARROW:
+            x, y = x.double(), y.double()
+        self._sums[held_out].add(x, y)
 
-    def _held_out_errors(self, prior: Tensor) -> tuple[float, dict[float, float], float]:
-        fitted = _Normal.of(self._sums[0], self.columns, self.intercept)
-        held = _Normal.of(self._sums[1], self.columns, self.intercept) if self._sums[1].rows else fitted
+    def _held_out(self, prior: Tensor) -> tuple[float, Callable[[float], float], float]:
+        fitted = _Normal.of(self._sums[0], self.intercept)
+        held = _Normal.of(self._sums[1], self.intercept) if self._sums[1].rows else fitted
         self._all = fitted.joined(held) if self._sums[1].rows else fitted
-        errors = {}
-        for ridge in RIDGES:
+
+        def error_with(ridge: float) -> float:
             # too small a ridge for columns that depend on each other
             with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-                errors[ridge] = held.error(fitted.solve(ridge, prior))
-        return held.error(prior), errors, float(held.yy.sum())
+                return held.error(fitted.solve(ridge, prior))
+            return math.inf
+
+        return held.error(prior), error_with, float(held.yy.sum())
 
     def _solve(self, ridge: float, prior: Tensor) -> Tensor:
         assert self._all is not None
@@ -135,17 +147,18 @@ class _Normal:
     rows: int
 
     @staticmethod
-    def of(total: MomentSum, columns: int, intercept: bool) -> _Normal:
-        mean, moments = total.result()
-        if not intercept:  # products as they are, about zero
-            moments = moments + mean[:, :, None] * mean[:, None, :]
-            mean = torch.zeros_like(mean)
+    def of(total: MomentSum, intercept: bool) -> _Normal:
+        seen = total.result()
+        x, y = seen.mean, seen.target_mean
+        if intercept:
+            return _Normal(seen.covariance, seen.cross, seen.target_variance, x, y, total.rows)
+        # products as they are, about zero
         return _Normal(
-            moments[:, :columns, :columns],
-            moments[:, :columns, columns:],
-            moments[:, columns:, columns:].diagonal(dim1=1, dim2=2),
-            mean[:, :columns],
-            mean[:, columns:],
+            seen.covariance + x[:, :, None] * x[:, None, :],
+            seen.cross + x[:, :, None] * y[:, None, :],
+            seen.target_variance + y.square(),
+            torch.zeros_like(x),
+            torch.zeros_like(y),
             total.rows,
         )
 
@@ -179,31 +192,34 @@ class _Dual(RidgeFit):
 
     def __init__(self, columns: int, *, intercept: bool) -> None:
         super().__init__(columns, intercept=intercept)
-        self._rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._rows: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
 
-    def _take(self, both: Tensor, held_out: bool) -> None:
-        self._rows[held_out].append(both)
+    def _take(self, x: Tensor, y: Tensor, held_out: bool) -> None:
+        self._rows[held_out].append((x, y))
 
     def _split(self, *parts: bool) -> tuple[Tensor, Tensor]:
-        rows = torch.cat([r for part in parts for r in self._rows[part]], 1).double()
-        return rows[:, :, : self.columns], rows[:, :, self.columns :]
+        rows = [pair for part in parts for pair in self._rows[part]]
+        x, y = (torch.cat(each, 1).double() for each in zip(*rows, strict=True))
+        return x, y
 
     def _centred(self, x: Tensor, y: Tensor, by: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.intercept:
             return x, y
         return x - by[0].mean(1, keepdim=True), y - by[1].mean(1, keepdim=True)
 
-    def _held_out_errors(self, prior: Tensor) -> tuple[float, dict[float, float], float]:
+    def _held_out(self, prior: Tensor) -> tuple[float, Callable[[float], float], float]:
         fitted = self._split(False)
         held = self._split(True) if self._rows[1] else fitted
         x, y = self._centred(*fitted, by=fitted)
         held_x, held_y = self._centred(*held, by=held)
         missing = held_y - held_x @ prior
         across = held_x @ x.transpose(1, 2)
-        errors = {}
-        for ridge in RIDGES:
-            errors[ridge] = _mean_square(missing - across @ _dual_weights(x, y - x @ prior, ridge))
-        return _mean_square(missing), errors, _mean_square(held_y)
+        lacking = y - x @ prior
+
+        def error_with(ridge: float) -> float:
+            return _mean_square(missing - across @ _dual_weights(x, lacking, ridge))
+
+        return _mean_square(missing), error_with, _mean_square(held_y)
 
     def _solve(self, ridge: float, prior: Tensor) -> Tensor:
         every = self._split(False, True)
@@ -223,5 +239,23 @@ def _dual_weights(x: Tensor, missing: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_solve(missing, torch.linalg.cholesky(kernel))
 
 
+def _lowest(error_with: Callable[[float], float]) -> tuple[float, float]:
+    """The ridge with the lowest error, and that error: downhill from the middle, where few need be tried."""
+    error_at = functools.cache(lambda i: error_with(RIDGES[i]))
+    at = len(RIDGES) // 2
+    while True:
+        # among equals the larger ridge, which changes less
+        lowest = min(range(min(at + 1, len(RIDGES) - 1), max(at - 2, -1), -1), key=error_at)
+        if lowest == at:
+            return RIDGES[at], error_at(at)
+        at = lowest
+
+
 def _mean_square(rows: Tensor) -> float:
     return float(rows.square().sum() / rows.shape[1])
+
+
+def _of_images(part: Tensor, images: int, rows: Tensor) -> Tensor:
+    """The rows of some of the images, which have as many each."""
+    each: Tensor = part.unflatten(1, (images, -1))
+    return each.index_select(1, rows).flatten(1, 2)

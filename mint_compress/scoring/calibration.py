@@ -155,7 +155,7 @@ class _Observer:
         images = count(of_batch(batch))
 
         def see(name: str, inputs: Tensor, output: Tensor) -> None:
-            self.finite[name] = self.finite.get(name, True) and bool(output.isfinite().all())
+            self.finite[name] = self.finite.get(name, True) and _is_finite(output)
             if name in self.samples:
                 self.samples[name].add(inputs, output, images)
             if name in self.moments:
@@ -172,3 +172,10 @@ class _Observer:
                     f"Layer {name} gives values that are not finite. Check the calibration images."
                 )
         return called
+
+
+def _is_finite(values: Tensor) -> bool:
+    if values.is_complex() or not values.numel():
+        return bool(values.isfinite().all())
+    # both ends are NaN where any value is, and one pass finds them
+    return all(bool(end.isfinite()) for end in values.aminmax())

@@ -82,11 +82,11 @@ class _PatchMoments:
 
     def result(self) -> LayerMoments:
         """The moments of all calls."""
-        mean, covariance = self._sum.result()
-        weight = weight_matrix(self._layer).to(covariance)
+        seen = self._sum.result()
+        weight = weight_matrix(self._layer).to(seen.covariance)
         units = self._units.reshape(channel_groups(self._layer), -1)
-        units = units.repeat_interleave(taps(self._layer), dim=1).to(covariance.device)
-        return LayerMoments("patches", covariance, mean, weight, units, self._sum.rows)
+        units = units.repeat_interleave(taps(self._layer), dim=1).to(weight.device)
+        return LayerMoments("patches", seen.covariance, seen.mean, weight, units, self._sum.rows)
 
 
 class _PixelMoments:
@@ -111,7 +111,7 @@ class _PixelMoments:
 
     def result(self) -> LayerMoments:
         """The moments of all calls."""
-        mean, covariance = self._sum.result()
+        seen = self._sum.result()
         groups = channel_groups(self._layer)
         units = self._units.reshape(groups, -1)
         weight = weight_matrix(self._layer)
@@ -119,5 +119,6 @@ class _PixelMoments:
             # every kernel position is an output of its own: correlations between pixels are left out
             weight = weight.reshape(groups, units.shape[1], -1)
         return LayerMoments(
-            "pixels", covariance, mean, weight.to(covariance), units.to(covariance.device), self._sum.rows
-        )
+            "pixels", seen.covariance, seen.mean, weight.to(seen.covariance), units.to(seen.mean.device),
+            self._sum.rows,
+        )  # fmt: skip

@@ -77,9 +77,10 @@ class ContributionMoments:
 
     def result(self) -> LayerMoments:
         """The moments of all calls; a column's weight is 1."""
-        mean, covariance = self._contributions.result()
+        seen = self._contributions.result()
+        mean = seen.mean
         means = contribution_rows(self._layer, self._inputs.mean(), self._units)
-        covariance = covariance + mean[:, :, None] * mean[:, None] - _mean_product(means)
+        covariance = seen.covariance + mean[:, :, None] * mean[:, None] - _mean_product(means)
         units = contribution_units(self._units)[None].to(covariance.device)
         weight = torch.ones(1, units.shape[1], 1).to(covariance)
         return LayerMoments("contributions", covariance, mean, weight, units, self._contributions.rows)

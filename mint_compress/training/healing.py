@@ -53,8 +53,9 @@ class Healing:
 
     Attributes
     ----------
-    epochs
-        That were gone through; 0 where one would have taken longer than it was given.
+    epochs, images
+        That were gone through, and of how many images; 0 epochs where one would have taken longer than it
+        was given.
     before, after
         How far the network is from the original on held-out images: see
         :meth:`mint_compress.training.tasks.protocol.Task.divergence`; where outputs cannot be compared,
@@ -62,6 +63,7 @@ class Healing:
     """
 
     epochs: int
+    images: int
     before: float
     after: float
 
@@ -76,7 +78,7 @@ class Healing:
             return "not healed: one epoch would take long; --heal-epochs or --heal-minutes says how much"
         said = f"distance from the original on held-out images {self.before:.3g} -> {self.after:.3g}"
         undone = "" if self.kept else "; undone, as it came no closer"
-        return f"healed without labels for {self.epochs} epochs: {said}{undone}"
+        return f"healed without labels for {self.epochs} epochs of {self.images} images: {said}{undone}"
 
 
 def heal_(
@@ -145,11 +147,11 @@ def heal_(
         if epochs is None:
             epochs = updates.affordable() if minutes is None else updates.within(60 * minutes)
         if not epochs:
-            return Healing(0, math.nan, math.nan)
+            return Healing(0, count(images), math.nan, math.nan)
         before, weights = updates.apart(held_out), copy.deepcopy(model.state_dict())
         finite = updates.go_through(epochs, progress)
         after = updates.apart(held_out) if held_out is not None else 0.0
-        healing = Healing(epochs, before, after if finite else math.inf)
+        healing = Healing(epochs, count(images), before, after if finite else math.inf)
         if not healing.kept:
             model.load_state_dict(weights)
     return healing

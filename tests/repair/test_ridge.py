@@ -1,9 +1,11 @@
 """Both forms of the ridge regression, against the textbook and against each other."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from mint_compress.repair.ridge import HELD_OUT, RidgeFit, _Dual, _Primal
+from mint_compress.repair.ridge import HELD_OUT, RIDGES, RidgeFit, _Dual, _lowest, _Primal
 
 
 def rows(count: int = 48, columns: int = 12, outputs: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,7 +21,7 @@ def test_both_forms_agree_and_are_the_textbook_solution() -> None:
     for intercept in (True, False):
         primal, dual = _Primal(12, intercept=intercept), _Dual(12, intercept=intercept)
         for fit in (primal, dual):
-            fit.add(x, y, 24)  # two rows an image
+            fit.add(x, y, range(24))  # two rows an image
         one, other = primal.choose(prior), dual.choose(prior)
         assert one.ridge == other.ridge is not None
         assert torch.allclose(one.weight, other.weight, atol=1e-9)
@@ -46,7 +48,7 @@ def test_a_prior_that_cannot_be_beaten_stays() -> None:
     noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     for form in (_Primal, _Dual):
         fit = form(12, intercept=True)
-        fit.add(x, noise, 24)  # nothing to learn, and four rows a column to learn it from
+        fit.add(x, noise, range(24))  # nothing to learn, and four rows a column to learn it from
         prior = torch.zeros(2, 12, 3, dtype=torch.float64)
         chosen = fit.choose(prior)
         assert chosen.ridge in (None, 10.0)
@@ -56,9 +58,10 @@ def test_a_prior_that_cannot_be_beaten_stays() -> None:
 def test_held_out_rows_are_those_of_every_fourth_image() -> None:
     x, y, prior = rows(count=16)
     fit = _Dual(12, intercept=False)
-    fit.add(x, y, 8)
+    fit.add(x[:, :6], y[:, :6], range(3))  # however few come at a time
+    fit.add(x[:, 6:], y[:, 6:], range(3, 8))
     held = [i for image in range(8) if image % HELD_OUT == 3 for i in (2 * image, 2 * image + 1)]
-    assert torch.equal(fit._rows[1][0][:, :, :12], x[:, held])
+    assert torch.equal(torch.cat([one for one, _ in fit._rows[1]], 1), x[:, held])
     assert prior.shape == (2, 12, 3)
 
 
@@ -72,7 +75,21 @@ def test_columns_that_depend_on_each_other_need_no_special_care() -> None:
     few = torch.randn(1, 40, 3, generator=generator)
     x = few.repeat(1, 1, 500)  # 1,500 columns, 3 of them different, multiplied in float32
     fit = _Primal(1500, intercept=True)
-    fit.add(x, few.sum(2, keepdim=True), 20)
+    fit.add(x, few.sum(2, keepdim=True), range(20))
     chosen = fit.choose(torch.zeros(1, 1500, 1, dtype=torch.float64))
     assert chosen.before > 0.9
     assert chosen.after < 1e-3
+
+
+def test_the_ridge_with_the_lowest_error_is_found_downhill() -> None:
+    for best in range(len(RIDGES)):
+        tried: list[float] = []
+
+        def error(ridge: float, best: int = best, tried: list[float] = tried) -> float:
+            tried.append(ridge)
+            # too small a ridge may fail
+            return math.inf if RIDGES.index(ridge) < best else RIDGES.index(ridge) + 0.5
+
+        assert _lowest(error) == (RIDGES[best], best + 0.5)
+        assert len(set(tried)) == len(tried)
+    assert _lowest(lambda ridge: math.inf) == (RIDGES[-1], math.inf)

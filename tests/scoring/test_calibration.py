@@ -36,7 +36,7 @@ def recorded(model: nn.Module, names: list[str], x: Tensor) -> dict[str, tuple[T
 
 @pytest.mark.parametrize("name", ["chain", "grouped", "flatten", "norm_mlp", "one_dimensional", "concat"])
 def test_covariance_equals_numpy_when_nothing_is_sampled(name: str) -> None:
-    model, x = build(name), images(name, 12)
+    model, x = build(name).double(), images(name, 12).double()  # multiplied in their own precision
     groups = find_groups(model, x[:1])
     calibration = calibrate(model, groups, [x[:5], x[5:7], (x[7:], None)])
     assert calibration.images == 12
@@ -49,9 +49,18 @@ def test_covariance_equals_numpy_when_nothing_is_sampled(name: str) -> None:
         rows = input_rows(module, given, output, torch.arange(count)).double().numpy()
         assert moments.form == "patches" and moments.rows == rows.shape[1]
         for group, own in enumerate(rows):
-            # a float32 network rounds differently with its channels last
-            np.testing.assert_allclose(moments.mean[group], own.mean(0), atol=1e-7)
-            np.testing.assert_allclose(moments.covariance[group], np.cov(own.T, bias=True), atol=1e-8)
+            np.testing.assert_allclose(moments.mean[group], own.mean(0), atol=1e-10)
+            np.testing.assert_allclose(moments.covariance[group], np.cov(own.T, bias=True), atol=1e-10)
+
+
+def test_products_of_single_precision_are_right_to_six_digits() -> None:
+    rows = torch.randn(2, 5000, 9, generator=torch.Generator().manual_seed(0)) + 100
+    single, double = MomentSum(), MomentSum()
+    for part in rows.split(700, dim=1):
+        single.add(part, part[:, :, :2].square())
+        double.add(part.double(), part[:, :, :2].double().square())
+    for name, exact in vars(double.result()).items():
+        torch.testing.assert_close(getattr(single.result(), name), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_column_units_follow_the_channels() -> None:
@@ -64,7 +73,7 @@ def test_column_units_follow_the_channels() -> None:
 
 
 def test_a_transposed_convolution_is_described_by_its_pixels() -> None:
-    model, x = build("transposed"), images("transposed", 6)
+    model, x = build("transposed").double(), images("transposed", 6).double()
     groups = find_groups(model, x[:1])
     moments = calibrate(model, groups, [x]).moments["up"]
     given = recorded(model, ["up"], x)["up"][0]
@@ -78,9 +87,9 @@ def test_moments_do_not_cancel_far_from_zero() -> None:
     total = MomentSum()
     for part in (rows + 1e7).split(100, dim=1):
         total.add(part)
-    mean, covariance = total.result()
-    np.testing.assert_allclose(covariance[0], np.cov(rows[0].T, bias=True), atol=1e-7)
-    np.testing.assert_allclose(mean[0], 1e7 + rows[0].mean(0), atol=1e-6)
+    seen = total.result()
+    np.testing.assert_allclose(seen.covariance[0], np.cov(rows[0].T, bias=True), atol=1e-7)
+    np.testing.assert_allclose(seen.mean[0], 1e7 + rows[0].mean(0), atol=1e-6)
 
 
 def test_contributions_sum_to_the_output() -> None:
@@ -105,7 +114,7 @@ def test_contributions_sum_to_the_output() -> None:
 
 def test_a_wide_layer_is_described_by_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mint_compress.scoring.moment_forms.MAX_COLUMNS", 20)
-    model, x = build("flatten"), images("flatten", 9)
+    model, x = build("flatten").double(), images("flatten", 9).double()
     groups = find_groups(model, x[:1])
     moments = calibrate(model, groups, [x]).moments["fc1"]
     given, output = recorded(model, ["fc1"], x)["fc1"]
@@ -145,7 +154,7 @@ class Tokens(nn.Module):
 
 def test_tokens_of_an_unusual_linear_layer_are_rows() -> None:
     torch.manual_seed(0)
-    model, x = Tokens().eval(), torch.randn(10, 8, 6)
+    model, x = Tokens().double().eval(), torch.randn(10, 8, 6).double()
     groups = find_groups(model, x[:1])
     calibration = calibrate(model, groups, [x], samples=True)
     given, output = recorded(model, ["down"], x)["down"]

@@ -7,16 +7,18 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
+from mint_compress.data.batch_kinds import understood
 from mint_compress.data.datasets import Source
 from mint_compress.errors import foreign
+from mint_compress.nn.io import count
 
 
 def size(source: Source) -> int | None:
     """Images that one pass over a source gives, each counted once; None when it does not say.
 
     A dataset has as many as its own length says, whatever it wraps. A loader has those of its dataset, or
-    fewer where its sampler is shorter or ``drop_last`` leaves out the end. Other iterables have a number of
-    batches at most.
+    fewer where its sampler is shorter or ``drop_last`` leaves out the end. A list of batches is counted;
+    other iterables have a number of batches at most.
 
     Raises
     ------
@@ -25,6 +27,8 @@ def size(source: Source) -> int | None:
     """
     if isinstance(source, DataLoader):
         return _loader_size(source)
+    if isinstance(source, list | tuple):
+        return sum(count(understood(batch)[0]) for batch in source)
     return _length(source) if isinstance(source, Dataset) else None
 
 

@@ -99,6 +99,7 @@ SOURCES = {
     "short and drop_last": (DataLoader(made(), 4, sampler=SubsetRandomSampler(range(7)), drop_last=True), 4),
     "BatchSampler": (DataLoader(made(), batch_sampler=BatchSampler(range(20), 6, drop_last=True)), 18),
     "loader of a list": (DataLoader([(torch.zeros(2), 0)] * 5, 2), 5),
+    "list": ([(torch.zeros(2, 2), torch.tensor([0, 1])), (torch.zeros(1, 2), torch.tensor([1]))], 3),
     "stream that says": (SizedStream(9), 9),
     "loader of a stream": (DataLoader(SizedStream(9), 4, drop_last=True), 8),
 }
@@ -124,7 +125,6 @@ def test_what_is_drawn_again_is_one_image_all_the_same() -> None:
         # each item is a batch of unknown size
         DataLoader(made(), batch_size=None),
         DataLoader(made(), batch_sampler=[[0, 1, 2], [3]]),
-        [(torch.zeros(2, 2), torch.tensor([0, 1]))],
         # has a ``dataset``, which says nothing about what it gives
         Prefetched(DataLoader(made(), 4)),
     ],

@@ -85,7 +85,7 @@ def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPla
         return False
     try:
         healing = heal_(
-            pruned, run.original, plan, run.healing_images(images), task=task,
+            pruned, run.original, plan, images, task=task,
             held_out=first_inputs(data.validation, HELD_OUT),
             epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
             augment=run.settings.finetuning.augment and data.augmented is not data.train,

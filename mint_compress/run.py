@@ -11,10 +11,10 @@ from torch import nn
 from mint_compress.data.calibration_draw import affordable, draw
 from mint_compress.data.data import Data
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.nn.batch_size import samples_at_once
+from mint_compress.nn.batch_size import kept_alive, samples_at_once
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
-from mint_compress.settings import CALIBRATION_IMAGES, Settings
+from mint_compress.settings import Settings
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
 
@@ -42,19 +42,14 @@ class Run:
 
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
-        wanted = affordable(self.original, self.example, default) if asked is None else asked
+        wanted, why = affordable(self.example, default) if asked is None else (asked, "")
+        if asked is None and self.data is None:  # more noise says nothing new, and costs time
+            wanted = min(wanted, kept_alive(self.original, self.example))
         images = draw(
             self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
         )
-        self.notes.append(f"{what_for}calibration images: {count(images)}")
+        self.notes.append(f"{what_for}calibration images: {count(images)}{why}")
         return images
-
-    def healing_images(self, images: Inputs) -> Inputs:
-        """The calibration images, or more where the passes of the repair could not keep all alive at once."""
-        asked = self.settings.scoring.calibration_images
-        if self.data is None or asked is not None or count(images) >= CALIBRATION_IMAGES:
-            return images
-        return self.data.calibration(CALIBRATION_IMAGES, seed=self.seed)[0]
 
     @cached_property
     def batch(self) -> int:

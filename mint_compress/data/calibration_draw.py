@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mint_compress.data.batching import batches
 from mint_compress.data.data import Data
 from mint_compress.data.datasets import Source
 from mint_compress.data.synthetic import synthetic_images
 from mint_compress.errors import MintError
-from mint_compress.nn.batch_size import largest_output
-from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, select, to
+from mint_compress.nn.io import Inputs, InputShape, concatenate, count, is_single, select, tensors, to
 
-ACTIVATIONS = 4 * 2**30
-"""Bytes that calibration may keep alive; larger networks get fewer images by default."""
-LEAST_IMAGES = 8
+INPUT_BYTES = 2 * 2**30
+"""Bytes of images that are held at once by default."""
 
 
 def one_sample(data: Data | None, shape: InputShape, *, seed: int) -> Inputs:
@@ -71,9 +69,10 @@ def first_inputs(source: Source, wanted: int) -> Inputs:
     return select(concatenate(parts), slice(wanted))
 
 
-def affordable(model: nn.Module, example: Inputs, wanted: int) -> int:
-    """``wanted`` images, or as many as may be kept alive in two synchronised forward passes.
-
-    Roughly, one image keeps three of the largest maps alive in each of them.
-    """
-    return min(wanted, max(LEAST_IMAGES, ACTIVATIONS // (2 * 3 * largest_output(model, example))))
+def affordable(example: Inputs, wanted: int) -> tuple[int, str]:
+    """``wanted`` samples, or as many as :data:`INPUT_BYTES` hold, and then why."""
+    each = sum(x[:1].numel() * x.element_size() for x in tensors(example))
+    most = max(1, INPUT_BYTES // max(each, 1))
+    if most >= wanted:
+        return wanted, ""
+    return most, f" (more take over {INPUT_BYTES >> 30} GiB of memory; --calibration-images asks for them)"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.nn.batch_size import samples_at_once
+from mint_compress.nn.batch_size import kept_alive, kept_alive_at, samples_at_once
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import concatenate, count, of_batch, select, split, to
@@ -82,22 +82,30 @@ def compensate_(
     layers = layers_to_repair(model, original, plan, topology, everywhere=everywhere, drift=drift)
     if not interleaved:  # the passes that see the later calls of a layer would go through it meanwhile
         layers = {name: layer for name, layer in layers.items() if layer.calls == 1}
-    # passes that would meet in what the network keeps on itself go as one
-    at_once = samples_at_once(original, to(select(inputs, slice(1)), device_of(original)), BATCH_SIZE)
-    chunks = split(inputs, at_once if interleaved else count(inputs))
     calls = [name for name in topology.calls if name in layers]
+    sample = to(select(inputs, slice(1)), device_of(original))
+    if interleaved:
+        at_once = samples_at_once(original, sample, BATCH_SIZE)
+        alive = [max(1, most // at_once) for most in kept_alive_at(original, sample, calls)]
+    else:  # passes that would meet in what the network keeps on itself go as one
+        inputs, alive = select(inputs, slice(kept_alive(original, sample))), [1] * len(calls)
+        at_once = count(inputs)
+    networks = NetworkPair(model, original, split(inputs, at_once))
     with fastest_layout([original, model], inputs):
-        return _repair_in_order_(NetworkPair(model, original, chunks), layers, calls, seed, progress)
+        return _repair_in_order_(networks, layers, list(zip(calls, alive, strict=True)), seed, progress)
 
 
 def _repair_in_order_(
     networks: NetworkPair,
     layers: Mapping[str, LayerToRepair],
-    calls: Sequence[str],
+    calls: Sequence[tuple[str, int]],
     seed: int,
     progress: Progress | None,
 ) -> list[Repair]:
-    """Go through the network call by call, and refit each layer at its first."""
+    """Go through the network call by call, and refit each layer at its first.
+
+    A call is a layer's name and how many batches may have come there: the others begin later.
+    """
     generator = torch.Generator().manual_seed(seed)
     shortcuts = {name: layer.shortcut for name, layer in layers.items() if layer.shortcut is not None}
     repairs: list[Repair] = []
@@ -107,13 +115,14 @@ def _repair_in_order_(
         evaluating(networks.original),
         networks.passes(layers, shortcuts) as pairs,
     ):
-        for name in calls:
-            advance_to(name, pairs)
+        for pauses, (name, alive) in enumerate(calls, start=1):
+            begun = pairs[:alive]
+            advance_to(name, begun, pauses)
             if name in visited:
                 continue  # a later call, which has the refitted weights
             visited.add(name)
             if same_positions(layers[name].module, pairs[0]):
-                repairs.append(refit_(layers[name], pairs, networks, generator))
+                repairs.append(refit_(layers[name], begun, networks, generator))
             if progress:
                 progress("repair", len(visited), len(layers))
     return repairs

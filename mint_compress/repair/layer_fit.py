@@ -68,7 +68,7 @@ def refit_(
         Draws the positions that are looked at.
     """
     places = output_positions(layer.module, pairs[0].original.made())
-    size = _sample_size(layer, places, networks)
+    size = _sample_size(layer, places, [count(of_batch(batch)) for batch in networks.batches[: len(pairs)]])
     intercept = layer.norm is not None or layer.module.bias is not None
     fit = RidgeFit.of(matrix_columns(layer.module), rows=size.rows, intercept=intercept)
     if layer.calls == 1:
@@ -77,8 +77,8 @@ def refit_(
         # what later calls bring is known only after going through the network
         fewer = replace(networks, batches=networks.batches[: size.batches])
         with fewer.passes([layer.name], {}) as others:
-            for _ in range(layer.calls):
-                advance_to(layer.name, others)
+            for call in range(layer.calls):
+                advance_to(layer.name, others, call + 1)
                 _add(fit, layer, others, size, generator)
     chosen = fit.choose(weight_matrix(layer.module))
     set_weight_matrix(layer.module, chosen.weight)
@@ -96,10 +96,10 @@ class _SampleSize:
     rows: int
 
 
-def _sample_size(layer: LayerToRepair, places: int, networks: NetworkPair) -> _SampleSize:
+def _sample_size(layer: LayerToRepair, places: int, each: Sequence[int]) -> _SampleSize:
     """As many rows as the layer's columns need, where its output has so many places."""
     columns = matrix_columns(layer.module)
-    batches, images = len(networks.batches), networks.images
+    batches, images = len(each), sum(each)
 
     def wanted(among: int) -> int:
         return rows_wanted(columns, among) if columns <= MAX_COLUMNS else -(-DUAL_ROWS // among)
@@ -107,9 +107,8 @@ def _sample_size(layer: LayerToRepair, places: int, networks: NetworkPair) -> _S
     if layer.calls > 1:
         # each further network-wide pass costs, and of a layer with many places few images say enough
         enough = max(LEAST_IMAGES, wanted(places * layer.calls))
-        each = count(of_batch(networks.batches[0]))
-        batches = -(-enough // each)
-        images = min(images, batches * each)
+        batches = min(batches, -(-enough // each[0]))
+        images = sum(each[:batches])
     positions = wanted(images * layer.calls)
     return _SampleSize(batches, positions, min(positions, places) * images * layer.calls)
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mint_compress.errors import MintError
-from mint_compress.nn.io import count, of_batch
 from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 
@@ -32,11 +31,6 @@ class NetworkPair:
     pruned: nn.Module
     original: nn.Module
     batches: Sequence[Any]
-
-    @property
-    def images(self) -> int:
-        """Samples in all batches."""
-        return sum(count(of_batch(batch)) for batch in self.batches)
 
     @contextmanager
     def passes(
@@ -69,14 +63,19 @@ class NetworkPair:
         return synchronised_passes(model, modules, self.batches, after=after, record=record)
 
 
-def advance_to(name: str, pairs: Sequence[PassPair]) -> None:
-    """Let all passes go on to the next layer, which must have that name.
+def advance_to(name: str, pairs: Sequence[PassPair], pauses: int) -> None:
+    """Let all passes go on, or begin, until they have paused so often, which must be at that layer.
 
     Raises
     ------
     MintError
         A pass has come to another one.
     """
-    reached = {one.advance() for one in (*(p.pruned for p in pairs), *(p.original for p in pairs))}
-    if reached != {name}:
-        raise MintError(f"The forward pass calls its layers in changing order (at {name}).")
+    for one in (*(p.pruned for p in pairs), *(p.original for p in pairs)):
+        while one.pauses < pauses:
+            if one.paused_at is not None:  # one that begins late has nothing to show at earlier layers
+                one.recorded.pop(one.paused_at, None)
+            if one.advance() is None:
+                break
+        if one.paused_at != name:
+            raise MintError(f"The forward pass calls its layers in changing order (at {name}).")

@@ -39,6 +39,8 @@ class Pass:
         Name of the layer it has paused at, None once the pass has ended.
     inputs, output
         What that layer was given, and gave (``output`` only when pausing after the layer).
+    pauses
+        How often it has paused so far.
     recorded
         Name -> the latest tensor seen at the locations that :func:`synchronised_passes` was asked to record.
     result
@@ -50,6 +52,7 @@ class Pass:
         self.paused_at: str | None = None
         self.inputs: Tensor | None = None
         self.output: Tensor | None = None
+        self.pauses = 0
         self.recorded: dict[str, Tensor] = {}
         self.result: Any = None
         self._error: BaseException | None = None
@@ -91,6 +94,7 @@ class Pass:
     def pause(self, name: str, inputs: Tensor, output: Tensor | None) -> None:
         """Called in the pass's own thread by a layer's hook."""
         self.paused_at, self.inputs, self.output = name, inputs, output
+        self.pauses += 1
         self._paused.release()
         self._may_run.acquire()
         if self._cancelled:

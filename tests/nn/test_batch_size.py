@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mint_compress.nn import batch_size as module
-from mint_compress.nn.batch_size import largest_output, samples_at_once
+from mint_compress.nn.batch_size import kept_alive, kept_alive_at, largest_output, samples_at_once
 from mint_compress.nn.memory_format import fastest_layout
 
 
@@ -41,3 +41,16 @@ def test_kernels_lie_as_before_once_it_is_over() -> None:
     assert not model[1].weight.is_contiguous()
     with fastest_layout([Views(nn.Conv2d(3, 4, 3))], x) as layout:
         assert layout == torch.contiguous_format
+
+
+def test_more_samples_may_wait_where_maps_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALIVE", module.MAPS * 32000)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 1), nn.AvgPool2d(5), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(16, 2)
+    )
+    sample = torch.zeros(1, 1, 10, 10)
+    # 8 x 100 numbers come out of the first; 8 x 4 go into the second, of which all later maps are smaller
+    assert kept_alive_at(model, sample, ["0", "2", "4"]) == [10, 250, 500]
+    assert kept_alive(model, sample) == 10
+    # in another order nobody knows where a sample is
+    assert kept_alive_at(model, sample, ["2", "0"]) == [10, 10]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mint_compress.graph.finding import find_groups
+from mint_compress.nn import batch_size
 from mint_compress.nn.counting import parameters
 from mint_compress.planning.choices import make_plan
+from mint_compress.repair import compensation
 from mint_compress.repair.adjacency import trace
 from mint_compress.repair.compensation import compensate_
+from mint_compress.repair.layer_fit import refit_
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -60,6 +64,33 @@ def test_a_copy_of_kept_channels_costs_nothing() -> None:
     compensate_(pruned, model, plan, [x])
     assert difference(model, pruned, x) < 1e-4
     assert difference(model, pruned, images("chain", 64, seed=9)) < 1e-4
+
+
+def test_more_images_come_as_the_maps_get_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images("chain", 64)
+    model, pruned, plan = without_a_half("chain", x)
+    monkeypatch.setattr(batch_size, "ALIVE", batch_size.MAPS * 9 * model.conv1(x[:1]).nbytes)
+    monkeypatch.setitem(batch_size.LARGEST, "cpu", 3 * model.conv1(x[:1]).nbytes)
+    seen: dict[str, int] = {}
+    twin = copy.deepcopy(pruned)
+
+    def checked(layer: Any, pairs: Any, networks: Any, generator: Any) -> Any:
+        seen[layer.name] = 3 * len(pairs)
+        given: list[Tensor] = []
+        twin.load_state_dict(pruned.state_dict())
+        module = twin.get_submodule(layer.name)
+        hook = module.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+        with torch.no_grad():
+            twin(x[3 * (len(pairs) - 1) :][:3])
+        hook.remove()
+        # one that began late has gone through the layers as they are by now
+        torch.testing.assert_close(pairs[-1].pruned.given(), given[0])
+        return refit_(layer, pairs, networks, generator)
+
+    monkeypatch.setattr(compensation, "refit_", checked)
+    compensate_(pruned, model, plan, [x])
+    assert list(seen.values()) == sorted(seen.values())
+    assert next(iter(seen.values())) == 9 and seen["fc"] > 60, seen
 
 
 def test_a_duplicate_behind_normalisation_and_relu_costs_nothing() -> None:

@@ -53,7 +53,7 @@ def ours(options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]
     heal = {} if options.data is None else {"heal_epochs": 0}
     _, report = mc.compress(
         built(name), options.data, output=folder / "out.onnx", ratio=options.ratio, epochs=0, **heal,
-        input_shape=(3, options.side, options.side), calibration_images=options.images, benchmark_seconds=1,
+        input_shape=(3, options.side, options.side), calibration_images=options.images, bench_seconds=1,
     )  # fmt: skip
     assert report.ratio is not None
     drawn = next(note for note in report.notes if note.startswith("calibration images: "))

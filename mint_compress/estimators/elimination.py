@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mint_compress.estimators.noise_limit import eliminate_in_the_limit
 from mint_compress.estimators.regression import Regression, information
 
 BATCHES = 64
@@ -94,7 +95,10 @@ def _cheapest_together(
     Two copies of a channel are both cheap, so both are candidates, and the small problem sees that
     the second one is dear once the first is gone.
     """
-    candidates = left[torch.argsort(scores, stable=True)[: 2 * count + 16]].sort().values
+    cheapest = torch.argsort(scores, stable=True)[: 2 * count + 16].sort().values
+    candidates = left[cheapest]
     small = [p.restricted(candidates) for p in problems]
-    order, losses = _in_batches(small, len(candidates), 1, len(candidates) - count, None)
-    return candidates[order], losses
+    found = eliminate_in_the_limit(small, scores[cheapest], count)
+    if found is None:
+        found = _in_batches(small, len(candidates), 1, len(candidates) - count, None)
+    return candidates[found[0]], found[1]

@@ -69,10 +69,15 @@ def input_rows(layer: nn.Module, inputs: Tensor, output: Tensor, positions: Tens
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, pads, mode=mode) if any(pads) else inputs
     index = _patch_index(layer, output.shape[2:], padded.shape[2:], positions)
-    batch, channels, groups = inputs.shape[0], inputs.shape[1], layer.groups
-    picked = padded.flatten(2).index_select(2, index.flatten())
-    picked = picked.reshape(batch, groups, channels // groups, len(positions), -1)
-    return picked.permute(1, 0, 3, 2, 4).reshape(groups, batch * len(positions), -1)
+    groups, rows = layer.groups, inputs.shape[0] * len(positions)
+    pixels = padded.flatten(2).transpose(1, 2)
+    if pixels.is_contiguous():  # channels last: whole pixels are copied
+        picked = pixels.index_select(1, index.flatten())
+        picked = picked.reshape(rows, index.shape[1], groups, -1)
+        return picked.permute(2, 0, 3, 1).reshape(groups, rows, -1)
+    picked = pixels.transpose(1, 2).index_select(2, index.flatten())
+    picked = picked.reshape(inputs.shape[0], groups, -1, *index.shape)
+    return picked.permute(1, 0, 3, 2, 4).reshape(groups, rows, -1)
 
 
 def _patch_index(layer: Any, output_shape: Any, padded_shape: Any, positions: Tensor) -> Tensor:

@@ -56,6 +56,19 @@ def test_chosen_positions_are_rows_of_all(name: str) -> None:
     torch.testing.assert_close(part, whole[:, :, some], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", [name for name, (_, shape) in LAYERS.items() if len(shape) == 3])
+def test_rows_are_the_same_with_channels_last(name: str) -> None:
+    layer, shape = LAYERS[name]
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    output = layer(x)
+    some = im2col.sample_positions(
+        im2col.output_positions(layer, output), 5, torch.Generator().manual_seed(4)
+    )
+    rows = im2col.input_rows(layer, x, output, some)
+    last = im2col.input_rows(layer, x.to(memory_format=torch.channels_last), output, some)
+    assert torch.equal(rows, last)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_matrix_can_be_written_back(name: str) -> None:
     layer, _ = LAYERS[name]

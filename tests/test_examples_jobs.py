@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -160,3 +163,53 @@ def test_a_table_has_the_stages_that_were_measured() -> None:
         "| 51.2% | 55.0% | gaussian, backward | 90.00 | 75.00 |",
         "| 51.2% | 55.0% | L2 magnitude | 90.00 | 50.00 |",
     ]
+
+
+# ---------------------------------------------------------------- ready-made networks
+
+TINY_CREPE = """
+import torch
+import torchcrepe
+
+class Crepe(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        assert size == "tiny"
+        self.first = torch.nn.Conv1d(1, 8, 64, stride=16)
+        self.second = torch.nn.Conv1d(8, 16, 5, stride=4)
+        self.last = torch.nn.Linear(16, torchcrepe.PITCH_BINS)
+
+    def forward(self, x):
+        x = self.second(self.first(x[:, None]).relu()).relu()
+        return self.last(x.mean(2)).sigmoid()
+"""
+
+
+def test_a_network_out_of_a_wheel_does_its_job_as_before(tmp_path: Path) -> None:
+    wheel = tmp_path / "torchcrepe-0.0-py3-none-any.whl"
+    torch.manual_seed(0)
+    layers = {"first": torch.nn.Conv1d(1, 8, 64), "second": torch.nn.Conv1d(8, 16, 5)}
+    network = torch.nn.ModuleDict({**layers, "last": torch.nn.Linear(16, 360)})
+    torch.save(network.state_dict(), tmp_path / "tiny.pth")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("torchcrepe/__init__.py", "import librosa_that_is_not_here")
+        archive.writestr("torchcrepe/model.py", TINY_CREPE)
+        archive.write(tmp_path / "tiny.pth", "torchcrepe/assets/tiny.pth")
+    ready_made = import_module("ready_made")
+    said = run(ready_made.main, "crepe", "--wheel", wheel, "--ratio", 0.1, "--heal-epochs", 2).splitlines()
+    assert said[0].startswith("Crepe: 1") and "repaired 99" in said[0]
+    share = re.fullmatch(r"pitch: (.*)% of 2,000 tones as the original hears them", said[1])
+    assert share is not None and float(share[1]) > 50
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchcrepe"]:
+        del sys.modules[name]
+
+
+def test_pictures_with_words_and_overlaps_of_boxes(crops: Path) -> None:
+    ready_made = import_module("ready_made")
+    files = sorted((crops / "calibration").iterdir())
+    pictures = ready_made.written_on(files, 6, seed=0)
+    assert pictures.shape == (6, 3, 128, 128) and torch.equal(
+        pictures, ready_made.written_on(files, 6, seed=0)
+    )
+    assert ready_made.overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert ready_made.overlap((0, 0, 2, 2), (2, 0, 3, 3)) == 0

@@ -17,7 +17,7 @@ LARGEST = {"cpu": 32 * 2**20, "cuda": 2**30}
 at every layer, and a network with large images spends more time on that than on arithmetic."""
 
 
-ALIVE = 4 * 2**30
+ALIVE = 2 * 2**30
 """Bytes of activations that passes which have paused may keep alive."""
 MAPS = 2 * 3
 """How many of the largest maps a sample keeps alive, roughly: three in a network and in its counterpart."""

@@ -16,7 +16,7 @@ MAX_COLUMNS = 4608
 AT_ONCE = 1024
 """Rows that are multiplied together, at least; of wide rows as many as they have columns."""
 
-ROWS_PER_COLUMN = 8
+ROWS_PER_COLUMN = 16
 """Rows for every column, so that a covariance is well determined."""
 
 LEAST_ROWS = 32768

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
-from mint_compress.checkpoints.loading import load_model
+from mint_compress.checkpoints.opening import open_model
 from mint_compress.data.calibration_draw import one_sample
 from mint_compress.data.data import Data
 from mint_compress.data.specs import load_data
@@ -20,7 +20,7 @@ from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
-from mint_compress.nn.copying import bare_copy, copied
+from mint_compress.nn.copying import copied
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, split, to
 from mint_compress.planning.search import plan as choose_plan
@@ -131,7 +131,7 @@ def _opened(
     device = resolve_device(settings.compute.device)
     tell = progress or (lambda *_: None)
     tell("read the model", 0, 1)
-    original, notes = _open_model(model, settings)
+    original, notes = open_model(model, settings.model)
     tell("read the model", 1, 1)
     data, shape = _open_data(original, data, settings)
     # for a second pass: what it takes from now on
@@ -152,16 +152,6 @@ def _opened(
         )
     original.to(device)
     return Run(settings, device, original, data, task, to(example, device), groups, progress, list(notes))
-
-
-def _open_model(
-    model: nn.Module | str | os.PathLike[str], settings: Settings
-) -> tuple[nn.Module, tuple[str, ...]]:
-    if isinstance(model, nn.Module):
-        return bare_copy(model)
-    asked = settings.model
-    loaded = load_model(model, arch=asked.arch, trust=asked.trust, weights=asked.weights)
-    return loaded.module, loaded.notes
 
 
 def _open_data(model: nn.Module, data: Any, settings: Settings) -> tuple[Data | None, InputShape]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mint_compress.checkpoints.builders import input_shape_of
-from mint_compress.checkpoints.loading import load_model
+from mint_compress.checkpoints.opening import open_model
 from mint_compress.errors import MintError
 from mint_compress.graph.costs import LayerShape
 from mint_compress.graph.finding import find_groups
@@ -162,15 +162,10 @@ def inspect_model(
     check_model(model)
     budget, layers = settings.budget, settings.layers
     tell = progress or (lambda *_: None)
-    notes: tuple[str, ...] = ()
-    if isinstance(model, nn.Module):
-        module, name = model, type(model).__name__
-    else:
-        tell("read the model", 0, 1)
-        asked = settings.model
-        loaded = load_model(model, arch=asked.arch, trust=asked.trust, weights=asked.weights)
-        module, notes, name = loaded.module, loaded.notes, str(model)
-        tell("read the model", 1, 1)
+    tell("read the model", 0, 1)
+    module, notes = open_model(model, settings.model)
+    name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    tell("read the model", 1, 1)
     shape = settings.model.input_shape or input_shape_of(module)
     if shape is None:
         raise MintError("The size of the input is not known. Give --input-shape, for example 3,224,224.")

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mint_compress.estimators.regression import TINY, Regression
 
@@ -77,8 +76,8 @@ def _remove_(precision: Tensor, carried: Tensor, unit: Tensor) -> None:
 
 def _matrices(problem: Regression) -> tuple[Tensor, Tensor]:
     """K and G over the units; one that is not read here stands apart and is worth nothing."""
-    # where none is read there are no columns at all
-    columns = functional.pad(problem.blocks, (0, 1), value=-1)[:, 0]
+    nothing = problem.blocks.new_full((len(problem.blocks), 1), -1)
+    columns = torch.cat([problem.blocks, nothing], 1)[:, 0]  # where none is read there are no columns at all
     present = columns >= 0
     precision = torch.diag((~present).to(problem.precision))
     carried = torch.zeros_like(precision)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -20,6 +19,7 @@ from mint_compress.graph.groups import HEAD, Side
 from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
 from mint_compress.nn.contexts import hooked
+from mint_compress.nn.folding import computed_weights
 from mint_compress.nn.input_selection import Selecting
 from mint_compress.nn.io import tensors_in
 from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, out_channels
@@ -185,7 +185,12 @@ class Recorder:
         layer = self.owner.get(id(tensor))
         if layer is not None:
             name = self._layers[layer]
-            self._unsliceable.setdefault(name, f"its weights are used outside of the layer ({name})")
+            why = "its weights are used outside of the layer"
+            if computed := next(computed_weights(layer), None):
+                why = (
+                    f"its weight is computed from others ({computed.kind}); {computed.remedy} would end that"
+                )
+            self._unsliceable.setdefault(name, f"{why} ({name})")
 
     def _need_labels(self, why: str) -> None:
         self._needs_labels = self._needs_labels or why
@@ -219,8 +224,8 @@ class Recorder:
         name, labels = self._layers[module], self.labels.of(given)
         if any(True for child in module.children() for _ in child.parameters()):
             why = "has layers of its own"
-            if is_parametrized(module):
-                why = "computes its weight from others; remove_parametrizations would end that"
+            if made := next(computed_weights(module), None):
+                why = f"computes its weight from others ({made.kind}); {made.remedy} would end that"
             self._unsliceable.setdefault(name, f"{type(module).__name__} {why} ({name})")
         if isinstance(module, nn.Embedding):
             units = self._touch(name, "embedding", "out", self._given(name, module.embedding_dim))

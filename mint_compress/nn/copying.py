@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mint_compress.errors import ForeignError, first_line
+from mint_compress.nn.folding import computed_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -27,19 +28,22 @@ def copied(model: Network) -> Network:
         return copy.deepcopy(model, dict[int, Any](left))
     except Exception as error:  # whatever an attribute of a user's module raises
         raise ForeignError(
-            f"The network cannot be copied ({first_line(error)}). Where torch.nn.utils.weight_norm or prune "
-            "computes a weight, call remove_weight_norm or prune.remove first."
+            f"The network cannot be copied ({first_line(error)}). Where a module of yours computes a weight "
+            "from others, make it a parameter first."
         ) from error
 
 
 def _left_behind(module: nn.Module) -> Iterator[torch.Tensor]:
     """Tensors with a history among a module's attributes: activations kept for a plot or for a skip.
 
-    A weight that is computed from others has one too, and is not meant: it must not become a constant.
+    A weight that is computed from others has one too, and is not meant, it must not become a constant: unless
+    a hook computes it anew before each forward pass.
     """
-    computed = {
-        name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_v", "_orig"))
-    }
+    computed = set[str]()
+    if not any(computed_weights(module)):
+        computed = {
+            name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_v", "_orig"))
+        }
     for name, value in vars(module).items():
         if name not in computed and name not in ("_parameters", "_buffers", "_modules"):
             yield from _with_history(value, depth=3)

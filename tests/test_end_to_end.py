@@ -39,7 +39,7 @@ KEYS = {
 TOP = (
     "format model seed command versions machine settings data ratio parameters macs task metric "
     "quality validation details classes layers left_alone receipt parity "
-    "latency_ms speedup macs_ratio provider plan sha256 notes"
+    "latency_ms speedup macs_ratio provider plan sha256 seconds notes"
 )
 
 
@@ -126,6 +126,8 @@ def test_the_report_has_the_keys_it_promises_and_is_what_json_prints(run: Run) -
     assert torch.__version__.startswith(run.report["versions"]["torch"])
     assert run.report["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     assert "calibration images: 128" in run.report["notes"]
+    assert all(seconds >= 0 for seconds in run.report["seconds"].values())
+    assert {"analyse", "calibrate", "score", "repair", "fine-tuning", "export"} < set(run.report["seconds"])
 
 
 def test_the_report_and_the_export_say_how_they_were_made(run: Run) -> None:

@@ -125,7 +125,7 @@ def floors(name: str, side: int, images: int, single: float, double: float) -> d
         if columns > MAX_COLUMNS:
             continue
         places = max(1, own // module.weight.numel())
-        rows = images * min(places, rows_wanted(columns, images))
+        rows = images * min(places, rows_wanted(columns, images, groups))
         moments += groups * rows * columns**2  # one triangle
         factors += groups * 3 * columns**3
     # calibration; both networks in the repair; sensitivities of 64 images

@@ -20,7 +20,9 @@ ROWS_PER_COLUMN = 16
 """Rows for every column, so that a covariance is well determined."""
 
 LEAST_ROWS = 32768
-"""Rows even of a layer with few columns."""
+"""Rows even of a layer with few columns, of all its channel groups together."""
+MOST_SHARED = 8
+"""Of that, the share that each channel group has at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +108,10 @@ class _Sums:
         for total, part in zip(self.first, (x, y), strict=True):
             total.add_(part.sum(1, keepdim=True))
         with full_precision():
-            for total, own in zip(self.squares, x, strict=True):
-                total.add_(with_itself(own))
+            if len(x) == 1:
+                self.squares[0].add_(with_itself(x[0]))
+            else:  # narrow ones, of which there may be many
+                self.squares.add_(x.transpose(1, 2) @ x)
             if y.shape[2]:
                 self.cross.add_(x.transpose(1, 2) @ y)
                 self.target_squares.add_(y.square().sum(1, keepdim=True))
@@ -123,6 +127,10 @@ class _Sums:
         )
 
 
-def rows_wanted(columns: int, images: int) -> int:
-    """Positions per image so that a layer's rows suffice for its columns, and no more."""
-    return -(-max(LEAST_ROWS, ROWS_PER_COLUMN * columns) // max(images, 1))
+def rows_wanted(columns: int, images: int, groups: int = 1) -> int:
+    """Positions per image so that a layer's rows suffice for its columns, and no more.
+
+    Each channel group of a layer has so many columns, and rows of its own at the same positions.
+    """
+    least = max(LEAST_ROWS // groups, LEAST_ROWS // MOST_SHARED)
+    return -(-max(least, ROWS_PER_COLUMN * columns) // max(images, 1))

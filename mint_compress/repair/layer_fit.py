@@ -17,7 +17,7 @@ from mint_compress.nn.im2col import (
     weight_matrix,
 )
 from mint_compress.nn.io import count, of_batch
-from mint_compress.nn.layers import matrix_columns
+from mint_compress.nn.layers import channel_groups, matrix_columns
 from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
 from mint_compress.repair.layers_to_repair import LayerToRepair
 from mint_compress.repair.network_pair import NetworkPair, PassPair, advance_to
@@ -98,11 +98,11 @@ class _SampleSize:
 
 def _sample_size(layer: LayerToRepair, places: int, each: Sequence[int]) -> _SampleSize:
     """As many rows as the layer's columns need, where its output has so many places."""
-    columns = matrix_columns(layer.module)
+    columns, groups = matrix_columns(layer.module), channel_groups(layer.module)
     batches, images = len(each), sum(each)
 
     def wanted(among: int) -> int:
-        return rows_wanted(columns, among) if columns <= MAX_COLUMNS else -(-DUAL_ROWS // among)
+        return rows_wanted(columns, among, groups) if columns <= MAX_COLUMNS else -(-DUAL_ROWS // among)
 
     if layer.calls > 1:
         # each further network-wide pass costs, and of a layer with many places few images say enough

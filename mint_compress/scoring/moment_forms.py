@@ -71,7 +71,8 @@ class _PatchMoments:
 
     def __init__(self, layer: WatchedLayer, generator: torch.Generator) -> None:
         self._layer, self._units, self._generator = layer.module, layer.units, generator
-        self._wanted = rows_wanted(matrix_columns(layer.module), layer.images)
+        columns, groups = matrix_columns(layer.module), channel_groups(layer.module)
+        self._wanted = rows_wanted(columns, layer.images, groups)
         self._sum = MomentSum()
 
     def add(self, inputs: Tensor, output: Tensor) -> None:
@@ -104,7 +105,7 @@ class _PixelMoments:
             pixels = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).transpose(1, 2)
         else:
             pixels = inputs.flatten(2)
-        wanted = rows_wanted(pixels.shape[1] // groups, self._images)
+        wanted = rows_wanted(pixels.shape[1] // groups, self._images, groups)
         positions = sample_positions(pixels.shape[2], wanted, self._generator).to(inputs.device)
         picked = pixels.index_select(2, positions).reshape(inputs.shape[0], groups, -1, len(positions))
         self._sum.add(picked.permute(1, 0, 3, 2).reshape(groups, -1, picked.shape[2]))

@@ -22,6 +22,8 @@ def job_table(rows: list[dict[str, Any]]) -> list[str]:
         macs = 1 - row["macs"][1] / row["macs"][0]
         values = [row["quality"][stage] for stage in stages]
         shown = ["" if value is None else f"{100 * value:.2f}" for value in values]
-        cells = [f"{row['removed']:.1%}", f"{macs:.1%}", row["criterion"], *shown]
+        asked = row.get("calibration_images")  # where it was not left to the default
+        criterion = f"{row['criterion']}, {asked:,} images" if asked else row["criterion"]
+        cells = [f"{row['removed']:.1%}", f"{macs:.1%}", criterion, *shown]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -11,7 +11,7 @@ from torch import nn
 from mint_compress.data.calibration_draw import first_inputs
 from mint_compress.data.data import Data
 from mint_compress.errors import ForeignError, first_line
-from mint_compress.nn.io import Inputs, split
+from mint_compress.nn.io import Inputs
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import ACCURACY
 from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
@@ -72,8 +72,9 @@ def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> 
     """Whether it was repaired."""
     if not run.settings.repair.compensate:
         return False
-    batches = split(images, run.batch)
-    repairs = compensate_(pruned, run.original, plan, batches, seed=run.seed, progress=run.progress)
+    # in one piece: how many go at once is a matter of the layer
+    whole = [(images, None)]
+    repairs = compensate_(pruned, run.original, plan, whole, seed=run.seed, progress=run.progress)
     run.notes += unrepaired(plan, repairs)
     return True
 

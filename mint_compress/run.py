@@ -43,7 +43,7 @@ class Run:
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")
-        if asked is None and self.data is None:  # more noise says nothing new, and costs time
+        if asked is None and self.data is None:  # noise is worth no more time than one go takes
             wanted = min(wanted, kept_alive(self.original, self.example))
         images = draw(
             self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed

@@ -156,12 +156,12 @@ def test_a_table_has_the_stages_that_were_measured() -> None:
         quality = {"original": 0.9, **stages, "repaired": repaired}
         return {"criterion": criterion, "ratio": 0.5, "removed": 0.512, "macs": [200, 90], "quality": quality}
 
-    rows = [row("L2 magnitude", 0.5), row("gaussian, backward", 0.75)]
+    rows = [row("L2 magnitude", 0.5) | {"calibration_images": 1024}, row("gaussian, backward", 0.75)]
     assert import_module("job_tables").job_table(rows) == [
         "| removed | MACs | criterion | original | repaired |",
         "|---|---|---|---|---|",
         "| 51.2% | 55.0% | gaussian, backward | 90.00 | 75.00 |",
-        "| 51.2% | 55.0% | L2 magnitude | 90.00 | 50.00 |",
+        "| 51.2% | 55.0% | L2 magnitude, 1,024 images | 90.00 | 50.00 |",
     ]
 
 

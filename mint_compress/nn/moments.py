@@ -21,8 +21,8 @@ ROWS_PER_COLUMN = 16
 
 LEAST_ROWS = 32768
 """Rows even of a layer with few columns, of all its channel groups together."""
-MOST_SHARED = 8
-"""Of that, the share that each channel group has at least."""
+MOST_SHARING = 8
+"""Channel groups that share them; of more groups each has as many as if there were so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,5 +132,5 @@ def rows_wanted(columns: int, images: int, groups: int = 1) -> int:
 
     Each channel group of a layer has so many columns, and rows of its own at the same positions.
     """
-    least = max(LEAST_ROWS // groups, LEAST_ROWS // MOST_SHARED)
+    least = LEAST_ROWS // min(groups, MOST_SHARING)
     return -(-max(least, ROWS_PER_COLUMN * columns) // max(images, 1))

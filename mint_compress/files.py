@@ -41,15 +41,20 @@ class Outputs(NamedTuple):
     """The files one run may write, all beside the export."""
 
     export: Path
+    int8: Path
     tensors: Path
     report: Path
     plan: Path
 
 
 def outputs(output: str | Path) -> Outputs:
-    """Names of the files that belong to ``OUT.onnx``: itself, OUT.safetensors, OUT.json, OUT.plan.json."""
+    """Names of the files that belong to ``OUT.onnx``.
+
+    Itself, OUT.int8.onnx, OUT.safetensors, OUT.json and OUT.plan.json.
+    """
     path = Path(output)
-    return Outputs(path, *(path.with_suffix(suffix) for suffix in (".safetensors", ".json", ".plan.json")))
+    endings = (f".int8{path.suffix}", ".safetensors", ".json", ".plan.json")
+    return Outputs(path, *map(path.with_suffix, endings))
 
 
 def check_file(what: str, path: str | Path) -> None:

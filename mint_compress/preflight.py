@@ -45,12 +45,14 @@ def check_run(
         raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
     if settings.normalisation.mean is not None and data is None:
         raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
+    if settings.export.int8 and data is None:
+        raise MintError("int8 takes the ranges of activations from real images. Give --data as well.")
     _check_data(data)
     if isinstance(plan, (str, os.PathLike)):
         check_file("plan", os.fspath(plan))
     if output is None:
         return None
-    _check_output(Path(output), model, dry_run=dry_run, force=force)
+    _check_output(Path(output), model, dry_run=dry_run, force=force, int8=settings.export.int8)
     return outputs(Path(output))
 
 
@@ -108,7 +110,7 @@ def _check_data(data: object) -> None:
         )
 
 
-def _check_output(output: Path, model: object, *, dry_run: bool, force: bool) -> None:
+def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, int8: bool) -> None:
     if output.name.startswith("."):
         raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
     if not output.suffix or output.suffix == ".":
@@ -118,7 +120,8 @@ def _check_output(output: Path, model: object, *, dry_run: bool, force: bool) ->
     if not os.access(output.parent, os.W_OK):
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
-    written = (files.plan,) if dry_run else (files.export, files.tensors, files.report)
+    exports = (files.export, files.int8) if int8 else (files.export,)
+    written = (files.plan,) if dry_run else (*exports, files.tensors, files.report)
     for path in written:
         if not os.path.lexists(path):
             continue

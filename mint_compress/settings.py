@@ -303,6 +303,9 @@ class Export(Group):
     dynamic_size: bool = option(
         False, "Let the export take images of other heights and widths; one is tried on both networks."
     )
+    int8: bool = option(
+        False, "Also write OUT.int8.onnx, quantised on calibration images, and measure it beside float."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

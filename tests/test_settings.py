@@ -197,6 +197,7 @@ def test_even_by_force_neither_the_model_nor_a_folder_is_replaced(tmp_path: Path
 def test_outputs_share_the_stem() -> None:
     assert [str(path) for path in outputs("a/b.v2.onnx")] == [
         "a/b.v2.onnx",
+        "a/b.v2.int8.onnx",
         "a/b.v2.safetensors",
         "a/b.v2.json",
         "a/b.v2.plan.json",

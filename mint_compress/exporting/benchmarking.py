@@ -83,11 +83,26 @@ def benchmark(
             f"The original runs on {original.provider}, the pruned model on {pruned.provider}: "
             "not comparable. Ask for the CPU."
         )
-    sessions = (original, pruned)
-    for session in sessions * warmup:
-        session.run(inputs)
+    before, after = time_in_turn(
+        (original, pruned), inputs, seconds=seconds, warmup=warmup, progress=progress
+    )
+    return BenchmarkResult(before, after, before.median / after.median, original.provider)
+
+
+def time_in_turn(
+    sessions: Sequence[Session],
+    inputs: tuple[Array, ...],
+    *,
+    seconds: float,
+    warmup: int = 3,
+    progress: Progress | None = None,
+) -> list[Latency]:
+    """Time sessions on the same inputs, one run of each in turn, for so many seconds in all."""
+    for _ in range(warmup):
+        for session in sessions:
+            session.run(inputs)
     ticks = max(1, round(seconds * 10))
-    times: tuple[list[int], list[int]] = ([], [])
+    times: list[list[int]] = [[] for _ in sessions]
     with _no_garbage_collection():
         # a report between two runs may cool the caches, so the clock decides when, not the round
         start = reported = time.perf_counter()
@@ -101,8 +116,7 @@ def benchmark(
                 record.append(time.perf_counter_ns() - begin)
     if progress:
         progress("benchmark", ticks, ticks)
-    before, after = (latency([t / 1e6 for t in record]) for record in times)
-    return BenchmarkResult(before, after, before.median / after.median, original.provider)
+    return [latency([t / 1e6 for t in record]) for record in times]
 
 
 def benchmark_files(

@@ -20,6 +20,7 @@ from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
 from mint_compress.exporting.parity import check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
+from mint_compress.exporting.quantizing import Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.files import Outputs, outputs, sha256_of
 from mint_compress.nn.copying import copied
@@ -117,6 +118,7 @@ def ship(
     how: Benchmark,
     *,
     logits: int | None = None,
+    int8: Judged | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
@@ -137,6 +139,8 @@ def ship(
         To run and time the exports.
     logits
         As for :func:`mint_compress.exporting.parity.check_parity`.
+    int8
+        Quantise the export as well, and judge it by this.
 
     Returns
     -------
@@ -167,6 +171,11 @@ def ship(
         provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle),
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
+    if int8 is not None:
+        beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
+        said = remarks(beside, int8.task.metric)
+        report = replace(report, int8=beside, notes=(*report.notes, *said))
+        moves[stage.int8] = target.int8
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
 
 
@@ -234,8 +243,10 @@ def _time_both(
     return benchmark(before, after, batch, seconds=how.seconds, progress=progress)
 
 
-def check_target(target: Outputs, provider: str) -> None:
+def check_target(target: Outputs, provider: str, *, int8: bool = False) -> None:
     """Find out before anything is computed that files can be written there, and run on the provider.
+
+    With ``int8``, that they can be quantised.
 
     Raises
     ------
@@ -243,6 +254,8 @@ def check_target(target: Outputs, provider: str) -> None:
         The folder cannot be written, there is no exporter for the suffix, or no such provider here.
     """
     exporter = find_exporter(target.export)
+    if int8:
+        find_quantizer(target.export)
     with _staging(target) as stage:
         if provider == "cuda":  # asked for by name; it may be there and not load
             probe = export(nn.Linear(1, 1), torch.zeros(2, 1), stage.export)

@@ -120,9 +120,7 @@ def remarks(found: SideBySide, metric: Metric) -> tuple[str, ...]:
             said.append(f"int8 costs {metric.name}: {change} against the pruned network in float")
     faster = before.latency_ms.median / after.latency_ms.median
     if faster < 1:
-        said.append(
-            f"int8 is slower than float on this machine, {faster:.2f}x: it may lack the instructions"
-        )
+        said.append(f"int8 is slower than float on this machine, {faster:.2f}x: it may lack the instructions")
     return tuple(said)
 
 

@@ -17,7 +17,8 @@ from torch import nn
 
 import mint_compress
 from mint_compress.errors import CheckFailed, MintError, our_own
-from mint_compress.exporting.protocol import IMAGES, Array, ExportResult, on_cpu
+from mint_compress.exporting.protocol import IMAGES, ExportResult, on_cpu
+from mint_compress.exporting.session import Array
 from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional

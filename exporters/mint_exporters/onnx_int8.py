@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import Array
+from mint_compress.exporting.session import Array
 from mint_exporters.messages import one_line
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mint_compress.errors import CheckFailed, ForeignError, MintError, first_line
-from mint_compress.exporting.protocol import IMAGES, Array, Session, arrays, on_cpu
+from mint_compress.exporting.protocol import IMAGES, arrays, on_cpu
+from mint_compress.exporting.session import Array, Session
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors, tensors_in
 from mint_compress.reporting.records import Parity

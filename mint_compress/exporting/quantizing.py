@@ -10,9 +10,10 @@ import torch
 
 from mint_compress.data.datasets import Source
 from mint_compress.errors import MintError
-from mint_compress.exporting.benchmarking import time_in_turn
-from mint_compress.exporting.protocol import ExportResult, Session, arrays, find_exporter
+from mint_compress.exporting.protocol import ExportResult, arrays, find_exporter
+from mint_compress.exporting.session import Session
 from mint_compress.exporting.side_by_side import measured
+from mint_compress.exporting.timing import time_in_turn
 from mint_compress.nn.io import Inputs, count, select, split
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import ExportFigures, Metric, SideBySide

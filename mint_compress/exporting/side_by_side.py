@@ -9,7 +9,8 @@ import torch
 
 from mint_compress.data.batching import batches
 from mint_compress.data.datasets import Source
-from mint_compress.exporting.protocol import Array, Session, arrays
+from mint_compress.exporting.protocol import arrays
+from mint_compress.exporting.session import Array, Session
 from mint_compress.nn.io import with_tensors
 from mint_compress.progress import Progress
 from mint_compress.training.tasks.imitation import Imitation

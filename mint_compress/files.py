@@ -41,7 +41,9 @@ class Outputs(NamedTuple):
     """The files one run may write, all beside the export."""
 
     export: Path
+    samples: Path
     int8: Path
+    int8_samples: Path
     tensors: Path
     report: Path
     plan: Path
@@ -50,11 +52,18 @@ class Outputs(NamedTuple):
 def outputs(output: str | Path) -> Outputs:
     """Names of the files that belong to ``OUT.onnx``.
 
-    Itself, OUT.int8.onnx, OUT.safetensors, OUT.json and OUT.plan.json.
+    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json and
+    OUT.plan.json.
     """
     path = Path(output)
-    endings = (f".int8{path.suffix}", ".safetensors", ".json", ".plan.json")
-    return Outputs(path, *map(path.with_suffix, endings))
+    int8 = path.with_suffix(f".int8{path.suffix}")
+    rest = map(path.with_suffix, (".safetensors", ".json", ".plan.json"))
+    return Outputs(path, samples_of(path), int8, samples_of(int8), *rest)
+
+
+def samples_of(export: Path) -> Path:
+    """Where the samples are that an export is verified by: OUT.onnx -> OUT.verify.npz."""
+    return export.with_suffix(".verify.npz")
 
 
 def check_file(what: str, path: str | Path) -> None:

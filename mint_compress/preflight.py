@@ -120,7 +120,7 @@ def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, in
     if not os.access(output.parent, os.W_OK):
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
-    exports = (files.export, files.int8) if int8 else (files.export,)
+    exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
     written = (files.plan,) if dry_run else (*exports, files.tensors, files.report)
     for path in written:
         if not os.path.lexists(path):

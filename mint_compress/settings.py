@@ -402,6 +402,10 @@ OUTPUT = Option(
 DRY_RUN = Option(False, "Write OUT.plan.json only.", name="dry_run")
 FORCE = Option(False, "Replace files that exist.", name="force")
 JSON = Option(False, "Print the report as JSON on stdout, and nothing else there.", name="json")
+MAX_LATENCY = Option(
+    None, "Milliseconds that the median may take; more is a failed check.", "MS", float, rule=POSITIVE,
+    name="max_latency", default_text="any",
+)  # fmt: skip
 QUIET = Option(False, "Print errors only.", name="quiet")
 
 

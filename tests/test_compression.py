@@ -178,7 +178,12 @@ def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_p
     small, report = compress(
         chain, arrays(), output=tmp_path / "small.onnx", provider="cpu", bench_seconds=0.1, **QUICK
     )
-    assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "small.safetensors", "small.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "small.onnx",
+        "small.verify.npz",
+        "small.safetensors",
+        "small.json",
+    }
     assert json.loads((tmp_path / "small.json").read_text()) == report.to_dict()
     assert report.receipt == ReceiptCounts(*[parameters(small)] * 3)
     loaded = load(tmp_path / "small.safetensors", builder=lambda: Chain(16, 16))

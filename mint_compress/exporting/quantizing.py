@@ -22,6 +22,8 @@ from mint_compress.training.tasks.protocol import Task
 
 IMAGES, AT_ONCE = 256, 32
 """Calibration images that the ranges of activations are taken from, and how many at a time."""
+INT8_TOLERANCE = 0.05
+"""Difference between two machines: a value at the edge of two integers may fall to either side."""
 MUCH = 0.01
 """Loss of a metric in % that is told in a note of its own."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,16 +19,18 @@ from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
-from mint_compress.exporting.parity import check_other_size
+from mint_compress.exporting.parity import TOLERANCE, check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
-from mint_compress.exporting.quantizing import Judged, find_quantizer, quantized, remarks
+from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
+from mint_compress.exporting.samples import COUNT as SAMPLES
+from mint_compress.exporting.samples import Samples
 from mint_compress.files import Outputs, outputs, sha256_of
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
-from mint_compress.reporting.records import Latencies
+from mint_compress.reporting.records import Latencies, Latency
 from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -171,11 +174,15 @@ def ship(
         provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle),
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
+    keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
+    keep(after.files, times.pruned, TOLERANCE).write(stage.samples)
+    moves[stage.samples] = target.samples
     if int8 is not None:
         beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
         said = remarks(beside, int8.task.metric)
         report = replace(report, int8=beside, notes=(*report.notes, *said))
-        moves[stage.int8] = target.int8
+        keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE).write(stage.int8_samples)
+        moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
 
 
@@ -183,6 +190,25 @@ def _parity_images(report: Report) -> int:
     """A large network says in few images whether it is the same: each gives many numbers to compare."""
     assert report.macs is not None
     return max(LEAST_PARITY_IMAGES, min(PARITY_IMAGES, int(PARITY_MACS / max(1, report.macs.after))))
+
+
+def _samples(
+    few: Inputs,
+    report: Report,
+    how: Benchmark,
+    parameters: int,
+    files: Sequence[Path],
+    taken: Latency,
+    tolerance: float,
+) -> Samples:
+    """What an export that is right gives for a few inputs, so that it can be verified elsewhere."""
+    session = find_exporter(files[0]).open(files[0], device=how.provider, threads=how.threads)
+    given = arrays(session, few)
+    return Samples(
+        given, tuple(session.run(given)), tuple(spec.name for spec in session.inputs),
+        {file.name: sha256_of(file) for file in files}, parameters, tolerance, taken.median,
+        session.provider, how.threads, how.batch, report.machine.device if report.machine else "unknown",
+    )  # fmt: skip
 
 
 def _export_or_keep(

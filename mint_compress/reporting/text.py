@@ -237,14 +237,13 @@ def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tup
 
 
 def _files_line(files: Sequence[str]) -> str:
-    """The names; when they differ in the suffix only, the stem is said once."""
+    """The names; where all begin alike, the stem is said once."""
     if not files:
         return "nothing"
-    first = PurePath(files[0])
-    stems = {name[: -len(PurePath(name).suffix)] if PurePath(name).suffix else name for name in files}
-    if len(stems) > 1 or not first.suffix:
+    stem = str(PurePath(files[0]).with_suffix(""))
+    if not all(name.startswith(f"{stem}.") for name in files):
         return ", ".join(files)
-    return ", ".join([files[0], *(PurePath(name).suffix for name in files[1:])])
+    return ", ".join([files[0], *(name.removeprefix(stem) for name in files[1:])])
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

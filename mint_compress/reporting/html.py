@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mint_compress.reporting.records import ClassChange, LayerChange
@@ -43,6 +44,7 @@ def report_page(report: Report) -> str:
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(
         report=report,
+        name=PurePath(report.model).name if report.model else "A network",
         metric=report.metric,
         headline=list(_headline(report)),
         stages=_stages(report),

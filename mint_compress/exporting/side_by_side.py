@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from mint_compress.data.batching import batches
+from mint_compress.data.batching import batch_count, batches
 from mint_compress.data.datasets import Source
+from mint_compress.errors import MintError
 from mint_compress.exporting.protocol import arrays
 from mint_compress.exporting.session import Array, Session
 from mint_compress.nn.io import with_tensors
@@ -39,7 +41,7 @@ def measured(
     like
         What the network returns, for its structure: a runtime gives a plain list of tensors.
     progress
-        Called as ("measure the exports", batches done, 0).
+        Called as ("measure the exports", batches done, batches in all), 0 in all where that is not known.
 
     Returns
     -------
@@ -48,6 +50,9 @@ def measured(
         :class:`mint_compress.training.tasks.imitation.Imitation`), None where outputs cannot be compared.
     """
     alike = task if isinstance(task, Imitation) else Imitation(task)
+    total = 0
+    with suppress(MintError):  # a stream without a length can be measured as well
+        total = batch_count(source, BATCH_SIZE)
     meters = {name: (task.meter(), alike.meter()) for name in sessions}
     for done, (inputs, targets) in enumerate(batches(source, BATCH_SIZE), start=1):
         reference = None
@@ -59,7 +64,7 @@ def measured(
             if task.distils:
                 agreement.update(outputs, reference)
         if progress:
-            progress("measure the exports", done, 0)
+            progress("measure the exports", done, total)
     return {
         name: (quality.compute().value, agreement.compute().value if task.distils else None)
         for name, (quality, agreement) in meters.items()

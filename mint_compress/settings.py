@@ -398,6 +398,9 @@ OUTPUT = Option(
 )  # fmt: skip
 DRY_RUN = Option(False, "Write OUT.plan.json only.", name="dry_run")
 FORCE = Option(False, "Replace files that exist.", name="force")
+RESUME = Option(
+    False, "Go on where this command was interrupted; without this, it begins anew.", name="resume"
+)
 JSON = Option(False, "Print the report as JSON on stdout, and nothing else there.", name="json")
 QUIET = Option(False, "Print errors only.", name="quiet")
 
@@ -416,7 +419,7 @@ def sections() -> dict[str, list[Option]]:
         "Scoring": of(Scoring),
         "Repair and fine-tuning": of(Repair, Healing, Finetuning),
         "Running": of(Compute, Benchmark),
-        "Output": [OUTPUT, *of(Export), DRY_RUN, FORCE, JSON, QUIET],
+        "Output": [OUTPUT, *of(Export), DRY_RUN, FORCE, RESUME, JSON, QUIET],
     }
 
 

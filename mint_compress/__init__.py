@@ -74,6 +74,7 @@ _HOMES = {
     "score": "scoring.scores",
     "sweep": "sweeping",
     "verify": "exporting.receipt",
+    "verify_export": "verifying",
 }
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "score",
     "sweep",
     "verify",
+    "verify_export",
 ]
 
 _RENAMED = {"finetune": "finetune_"}

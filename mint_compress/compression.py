@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
@@ -15,15 +16,18 @@ from mint_compress.data.calibration_draw import one_sample
 from mint_compress.data.data import Data
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
+from mint_compress.exporting.quantizing import Judged
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
+from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, split, to
+from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, split, to
+from mint_compress.nn.io import run as run_network
 from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress, StageClock
@@ -108,7 +112,7 @@ def compress(
     given = None if plan is None else _read(plan)
     with kept_beside(target, resume=resume, dry_run=dry_run) as kept:
         if kept.folder is not None:
-            check_target(kept.folder, settings.benchmark.provider)
+            check_target(kept.folder, settings.benchmark.provider, int8=settings.export.int8)
             kept.hold(asked_for(model, data, given, settings))
         run = replace(_opened(model, data, settings, progress), kept=kept)
         kept.begin(found_out(run.data, run.device), clock.seconds)
@@ -127,7 +131,8 @@ def compress(
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
             report, run.original, pruned, chosen, samples, shipment, how,
-            logits=run.task.logits if run.task else None, progress=progress,
+            logits=run.task.logits if run.task else None, int8=_judged(run, pruned, samples),
+            progress=progress,
         )  # fmt: skip
         return pruned, report
 
@@ -247,6 +252,15 @@ def _scored(run: Run, images: Inputs) -> ChannelScores:
         run.groups, calibration, estimator=estimator, blocks=settings.budget.blocks, seed=run.seed,
         progress=run.progress,
     )  # fmt: skip
+
+
+def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> Judged | None:
+    """By what an int8 file is judged; None where none is wanted."""
+    if not run.settings.export.int8 or run.data is None or run.task is None:
+        return None
+    with torch.no_grad(), evaluating(pruned):
+        like = run_network(pruned, select(samples, slice(1)))
+    return Judged(samples, run.data.test, run.task, like)
 
 
 def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:

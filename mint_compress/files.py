@@ -55,15 +55,29 @@ class Outputs(NamedTuple):
     """The files one run may write, all beside the export."""
 
     export: Path
+    samples: Path
+    int8: Path
+    int8_samples: Path
     tensors: Path
     report: Path
     plan: Path
 
 
 def outputs(output: str | Path) -> Outputs:
-    """Names of the files that belong to ``OUT.onnx``: itself, OUT.safetensors, OUT.json, OUT.plan.json."""
+    """Names of the files that belong to ``OUT.onnx``.
+
+    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json and
+    OUT.plan.json.
+    """
     path = Path(output)
-    return Outputs(path, *(path.with_suffix(suffix) for suffix in (".safetensors", ".json", ".plan.json")))
+    int8 = path.with_suffix(f".int8{path.suffix}")
+    rest = map(path.with_suffix, (".safetensors", ".json", ".plan.json"))
+    return Outputs(path, samples_of(path), int8, samples_of(int8), *rest)
+
+
+def samples_of(export: Path) -> Path:
+    """Where the samples are that an export is verified by: OUT.onnx -> OUT.verify.npz."""
+    return export.with_suffix(".verify.npz")
 
 
 def hidden_folder(written: Path) -> Path:

@@ -46,6 +46,8 @@ def check_run(
         raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
     if settings.normalisation.mean is not None and data is None:
         raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
+    if settings.export.int8 and data is None:
+        raise MintError("int8 takes the ranges of activations from real images. Give --data as well.")
     _check_data(data)
     if isinstance(plan, (str, os.PathLike)):
         check_file("plan", os.fspath(plan))
@@ -53,7 +55,7 @@ def check_run(
         if resume:
             raise MintError("To resume, name the output of the run that was interrupted, as in small.onnx.")
         return None
-    _check_output(Path(output), model, dry_run=dry_run, force=force, resume=resume)
+    _check_output(Path(output), model, dry_run=dry_run, force=force, resume=resume, int8=settings.export.int8)
     return outputs(Path(output))
 
 
@@ -111,7 +113,9 @@ def _check_data(data: object) -> None:
         )
 
 
-def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, resume: bool) -> None:
+def _check_output(
+    output: Path, model: object, *, dry_run: bool, force: bool, resume: bool, int8: bool
+) -> None:
     if output.name.startswith("."):
         raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
     if not output.suffix or output.suffix == ".":
@@ -121,7 +125,8 @@ def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, re
     if not os.access(output.parent, os.W_OK):
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
-    written = (files.plan,) if dry_run else (files.export, files.tensors, files.report)
+    exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
+    written = (files.plan,) if dry_run else (*exports, files.tensors, files.report)
     # a run that was killed while it put its files there may replace them
     force = force or (resume and placing_mark(hidden_folder(written[0])).exists())
     for path in written:

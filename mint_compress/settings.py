@@ -303,6 +303,9 @@ class Export(Group):
     dynamic_size: bool = option(
         False, "Let the export take images of other heights and widths; one is tried on both networks."
     )
+    int8: bool = option(
+        False, "Also write OUT.int8.onnx, quantised on calibration images, and measure it beside float."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +405,10 @@ RESUME = Option(
     False, "Go on where this command was interrupted; without this, it begins anew.", name="resume"
 )
 JSON = Option(False, "Print the report as JSON on stdout, and nothing else there.", name="json")
+MAX_LATENCY = Option(
+    None, "Milliseconds that the median may take; more is a failed check.", "MS", float, rule=POSITIVE,
+    name="max_latency", default_text="any",
+)  # fmt: skip
 QUIET = Option(False, "Print errors only.", name="quiet")
 
 

@@ -31,7 +31,7 @@ FLOORS = [
     {"scoring"},
     {"planning", "resuming"},
     {"exporting", "provenance", "run"},
-    {"recovery"},
+    {"recovery", "verifying"},
     {"compression", "inspecting", "importance"},
     {"sweeping"},
     {"cli"},

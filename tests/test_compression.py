@@ -178,7 +178,12 @@ def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_p
     small, report = compress(
         chain, arrays(), output=tmp_path / "small.onnx", provider="cpu", bench_seconds=0.1, **QUICK
     )
-    assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "small.safetensors", "small.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "small.onnx",
+        "small.verify.npz",
+        "small.safetensors",
+        "small.json",
+    }
     assert json.loads((tmp_path / "small.json").read_text()) == report.to_dict()
     assert report.receipt == ReceiptCounts(*[parameters(small)] * 3)
     loaded = load(tmp_path / "small.safetensors", builder=lambda: Chain(16, 16))
@@ -215,6 +220,16 @@ def test_a_default_is_capped_and_said_a_number_given_is_not(chain: nn.Module) ->
     assert "for gmi, calibration images: 120" in report.notes
     with pytest.raises(MintError, match="124 calibration images were asked for"):
         compress(chain, arrays(), estimator="gmi", samples_per_class=31, **QUICK)
+
+
+def test_noise_is_worth_no_more_time_than_its_macs_say(
+    chain: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    macs = module_macs(chain, torch.zeros(1, 3, 6, 6)).total
+    for paid_for, drawn in ((40, 40), (5, 32)):
+        monkeypatch.setattr("mint_compress.run.NOISE_MACS", paid_for * macs)
+        _, report = compress(chain, None, input_shape=(3, 6, 6), **QUICK)
+        assert f"calibration images: {drawn}" in report.notes
 
 
 def test_stages_that_are_left_out_are_not_measured(chain: nn.Module) -> None:

@@ -39,7 +39,7 @@ KEYS = {
 TOP = (
     "format model seed command versions machine settings data ratio parameters macs task metric "
     "quality validation details classes layers left_alone receipt parity "
-    "latency_ms speedup macs_ratio provider plan sha256 seconds notes"
+    "latency_ms speedup macs_ratio provider int8 plan sha256 seconds notes"
 )
 
 
@@ -104,7 +104,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 def test_every_file_is_there_and_nothing_else(run: Run) -> None:
     assert {p.name for p in run.folder.iterdir()} == {
-        *("resnet20.pt", "out.onnx", "out.safetensors", "out.json"),
+        *("resnet20.pt", "out.onnx", "out.verify.npz", "out.safetensors", "out.json"),
     }
 
 
@@ -146,7 +146,7 @@ def test_the_report_and_the_export_say_how_they_were_made(run: Run) -> None:
 
 def test_the_hashes_are_those_of_the_files(run: Run) -> None:
     hashes = run.report["sha256"]
-    assert set(hashes) == {"resnet20.pt", "out.onnx", "out.safetensors"}
+    assert set(hashes) == {"resnet20.pt", "out.onnx", "out.verify.npz", "out.safetensors"}
     for name, said in hashes.items():
         assert hashlib.sha256((run.folder / name).read_bytes()).hexdigest() == said
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch import nn
 import mint_compress
 from mint_compress.errors import CheckFailed, MintError, our_own
 from mint_compress.exporting.protocol import IMAGES, ExportResult, on_cpu
+from mint_compress.exporting.session import Array
 from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
@@ -90,6 +91,12 @@ class OnnxExporter:
             No such file, not an ONNX file, unknown device, or CUDA asked for and not loaded.
         """
         return OnnxSession(Path(path), device=device, threads=threads)
+
+    def quantize(self, path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> None:
+        """Write the file in eight bits; see :func:`mint_exporters.onnx_int8.quantize`."""
+        from mint_exporters.onnx_int8 import quantize
+
+        quantize(path, output, batches)
 
 
 def _trace(

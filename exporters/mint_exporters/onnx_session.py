@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import Array, InputSpec
+from mint_compress.exporting.session import Array, InputSpec
 from mint_exporters.messages import one_line
 
 _log = logging.getLogger(__name__)

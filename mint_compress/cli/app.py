@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mint_compress.cli.options import BENCH, COMPRESS, INSPECT, SWEEP, SectionedCommand, options
+from mint_compress.cli.options import BENCH, COMPRESS, INSPECT, SWEEP, VERIFY, SectionedCommand, options
 from mint_compress.cli.terminal import ended_as_by_ctrl_c, exit_status, terminal, third_parties_silenced
 from mint_compress.errors import MintError
 from mint_compress.files import check_file
@@ -24,6 +24,7 @@ from mint_compress.settings import GRID, Benchmark, Settings
 
 if TYPE_CHECKING:
     from mint_compress.inspecting import Inspection
+    from mint_compress.options import Option
     from mint_compress.progress import Progress
     from mint_compress.reporting import Report
 
@@ -196,8 +197,7 @@ def bench(
     """Time two exported models in turn: A B A B."""
     for path in (a, b):
         check_file("model", path)
-    for one in BENCH["Benchmark"]:  # under the names that they have here
-        one.check(given[one.name])
+    _check(BENCH["Benchmark"], given)
     settings = Settings(benchmark=Benchmark(**given)).replace(input_shape=input_shape, seed=seed)
     with working(quiet) as progress:
         from mint_compress.exporting.benchmarking import benchmark_files
@@ -213,3 +213,26 @@ def bench(
         click.echo(json.dumps(report, indent=2))
     elif not quiet:
         click.echo(str(result))
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("export", metavar="OUT.onnx", type=FILE)
+@options(VERIFY)
+def verify(export: Path, as_json: bool, quiet: bool, max_latency: float | None, **given: Any) -> None:
+    """Check an export where it is to run, by the samples beside it; PyTorch is not needed."""
+    _check(VERIFY["Benchmark"], {**given, "max_latency": max_latency})
+    check_file("export", export)
+    with terminal(quiet) as progress:
+        from mint_compress.verifying import verify_export
+
+        result = verify_export(export, Benchmark(**given), max_latency=max_latency, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    elif not quiet:
+        click.echo(str(result))
+
+
+def _check(several: Iterable[Option], given: Mapping[str, Any]) -> None:
+    """Under the names that they have in this command."""
+    for one in several:
+        one.check(given[one.name])

@@ -14,6 +14,7 @@ from mint_compress.settings import (
     DATA,
     GRID,
     JSON,
+    MAX_LATENCY,
     OUTPUT,
     QUIET,
     Benchmark,
@@ -175,9 +176,10 @@ SWEEP: Sections = {
         *PRINTING,
     ],
 }  # fmt: skip
+_TIMING = [replace(one, name=name) for name, one in options_of(Benchmark).items()]  # here without a prefix
 BENCH: Sections = {
-    # here they need no prefix
-    "Benchmark": [replace(one, name=name) for name, one in options_of(Benchmark).items()],
+    "Benchmark": _TIMING,
     "Inputs": [*_some(Model, only=("input_shape",)), *_some(Compute, only=("seed",))],
     "Output": PRINTING,
 }
+VERIFY: Sections = {"Benchmark": [*_TIMING, MAX_LATENCY], "Output": PRINTING}

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import Array, InputSpec, Session, find_exporter
+from mint_compress.exporting.protocol import find_exporter
+from mint_compress.exporting.session import Array, InputSpec, Session
+from mint_compress.exporting.timing import time_in_turn
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import Latency
 from mint_compress.settings import Benchmark
-
-MIN_ROUNDS = 3
-"""Rounds that are run whatever they take."""
-
-RUNS_FOR_P99 = 100
-"""With fewer runs the 99th percentile is hardly more than the slowest one."""
-
-_SECONDS_BETWEEN_REPORTS = 0.25
 
 
 @dataclass(frozen=True)
@@ -83,25 +74,9 @@ def benchmark(
             f"The original runs on {original.provider}, the pruned model on {pruned.provider}: "
             "not comparable. Ask for the CPU."
         )
-    sessions = (original, pruned)
-    for session in sessions * warmup:
-        session.run(inputs)
-    ticks = max(1, round(seconds * 10))
-    times: tuple[list[int], list[int]] = ([], [])
-    with _no_garbage_collection():
-        # a report between two runs may cool the caches, so the clock decides when, not the round
-        start = reported = time.perf_counter()
-        while (now := time.perf_counter()) < start + seconds or len(times[0]) < MIN_ROUNDS:
-            if progress and now >= reported + _SECONDS_BETWEEN_REPORTS:
-                progress("benchmark", min(round((now - start) * 10), ticks), ticks)
-                reported = now
-            for session, record in zip(sessions, times, strict=True):
-                begin = time.perf_counter_ns()
-                session.run(inputs)
-                record.append(time.perf_counter_ns() - begin)
-    if progress:
-        progress("benchmark", ticks, ticks)
-    before, after = (latency([t / 1e6 for t in record]) for record in times)
+    before, after = time_in_turn(
+        (original, pruned), inputs, seconds=seconds, warmup=warmup, progress=progress
+    )
     return BenchmarkResult(before, after, before.median / after.median, original.provider)
 
 
@@ -145,24 +120,6 @@ def benchmark_files(
         _random(generator, spec.dtype, _shape(spec, how.batch, input_shape)) for spec in first.inputs
     )
     return benchmark(first, second, inputs, seconds=how.seconds, progress=progress)
-
-
-def latency(milliseconds: Sequence[float]) -> Latency:
-    """Median and percentiles (linear between the ranks) of single runs; p99 from `RUNS_FOR_P99` runs on."""
-    median, p90, p99 = (float(p) for p in np.percentile(milliseconds, (50, 90, 99)))
-    return Latency(median, p90, p99 if len(milliseconds) >= RUNS_FOR_P99 else None, len(milliseconds))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _shape(spec: InputSpec, batch: int, input_shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mint_compress.errors import CheckFailed, ForeignError, MintError, first_line
-from mint_compress.exporting.protocol import IMAGES, Array, Session, arrays, on_cpu
+from mint_compress.exporting.differences import Differences
+from mint_compress.exporting.protocol import IMAGES, arrays, on_cpu
+from mint_compress.exporting.session import Array, Session
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, mapped, run, select, tensors, tensors_in
 from mint_compress.reporting.records import Parity
 
 LARGER = (32, 64)
 """Pixels by which images are larger where other sizes are tried."""
+TOLERANCE = 1e-4
+"""Largest difference of an output, as a share of its largest magnitude."""
 BATCHES = (1, 7)
 """Batch sizes for parity: the one that tracing may take for a constant, and one nobody exports with."""
 
@@ -26,7 +30,7 @@ def check_parity(
     session: Session,
     samples: Inputs,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     logits: int | None = 0,
 ) -> Parity:
     """Compare a session with the module, one sample at a time (seven of them) and all in sevens.
@@ -52,32 +56,26 @@ def check_parity(
     inputs = mapped(samples, lambda x: x.detach().cpu())
     if not count(inputs):
         raise MintError("Parity needs at least one sample; none was given.")
-    gaps: list[list[float]] = []
-    magnitudes: list[list[float]] = []
+    found = Differences()
     agreed: list[Array] = []
     with on_cpu(model) as reference, torch.no_grad():
         for batch in _batches(inputs):
             expected = [output.numpy() for output in tensors_in(run(reference, batch))]
             got = session.run(arrays(session, batch))
             _same_shapes(expected, got)
-            gaps.append(
-                [_largest(want.astype(np.float64) - have) for want, have in zip(expected, got, strict=True)]
-            )
-            magnitudes.append([_largest(want) for want in expected])
+            found.add(expected, got)
             if logits is not None and expected[logits].ndim > 1 and expected[logits].shape[1] > 1:
                 agreed.append((expected[logits].argmax(1) == got[logits].argmax(1)).ravel())
-    gap, magnitude = np.max(gaps, axis=0), np.max(magnitudes, axis=0)
-    with np.errstate(divide="ignore"):
-        relative = float(np.max(np.divide(gap, magnitude, out=np.zeros_like(gap), where=gap != 0)))
+    relative = found.relative
     if not relative <= tolerance:  # also when it is not a number
         raise CheckFailed(
             f"The exported model differs from the pruned one by {relative:.1e} of its largest output "
-            f"({np.max(gap):.1e} in absolute terms); {tolerance:.0e} is allowed."
+            f"({found.absolute:.1e} in absolute terms); {tolerance:.0e} is allowed."
             + _blame(model, inputs, relative)
         )
     in_sevens = agreed[BATCHES[-1] :]  # the single ones come first, and again here
     top1 = float(np.concatenate(in_sevens).mean()) if in_sevens else None
-    return Parity(float(np.max(gap)), relative, top1)
+    return Parity(found.absolute, relative, top1)
 
 
 def _blame(model: nn.Module, inputs: Inputs, relative: float) -> str:
@@ -111,11 +109,6 @@ def _same_shapes(expected: list[Array], got: list[Array]) -> None:
         raise CheckFailed(
             f"The exported model returns outputs of shape {have}; the pruned one returns {want}."
         )
-
-
-def _largest(values: Array) -> float:
-    """Largest magnitude; NaN where there is one."""
-    return float(np.abs(values).max(initial=0.0))
 
 
 def check_other_size(model: nn.Module, session: Session, samples: Inputs) -> tuple[int, int]:

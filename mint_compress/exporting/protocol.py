@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import numpy.typing as npt
 from torch import nn
 
 from mint_compress.errors import MintError
+from mint_compress.exporting.session import Array, Session
 from mint_compress.files import writing
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
@@ -27,7 +27,6 @@ from mint_compress.nn.io import Inputs, tensors
 _log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "mint_compress.exporters"
-Array = npt.NDArray[Any]
 IMAGES = 4
 """Dimensions of a batch of images."""
 
@@ -55,29 +54,6 @@ class ExportResult:
     traced: dict[str, tuple[int, ...]]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-
-
-class InputSpec(NamedTuple):
-    """An input of an exported model; ``None`` in the shape is a dimension that may vary."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-class Session(Protocol):
-    """An exported model, opened in its runtime."""
-
-    @property
-    def provider(self) -> str:
-        """The backend that really runs the model, in the runtime's own words."""
-
-    @property
-    def inputs(self) -> list[InputSpec]:
-        """What ``run`` takes, in order; dtypes are NumPy names."""
-
-    def run(self, inputs: tuple[Array, ...]) -> list[Array]:
-        """Outputs for one batch, in the order in which the module returned them."""
 
 
 class Exporter(Protocol):

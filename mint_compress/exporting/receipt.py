@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from mint_compress.exporting.layer_breakdown import layer_counts
-from mint_compress.exporting.parity import check_parity
+from mint_compress.exporting.parity import TOLERANCE, check_parity
 from mint_compress.exporting.protocol import ExportResult, find_exporter
 from mint_compress.exporting.receipt_export import check_export
 from mint_compress.exporting.receipt_modules import check_modules, never_run
@@ -66,7 +66,7 @@ def verify(
     tensors_path: Path | None = None,
     device: str = "auto",
     threads: int = 1,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     logits: int | None = 0,
     progress: Progress | None = None,
 ) -> tuple[Receipt, Parity]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,20 +16,25 @@ from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
-from mint_compress.exporting.parity import check_other_size
+from mint_compress.exporting.parity import TOLERANCE, check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
+from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
+from mint_compress.exporting.samples import COUNT as SAMPLES
+from mint_compress.exporting.samples import Samples
 from mint_compress.files import sha256_of, writing
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
-from mint_compress.reporting.records import Latencies
+from mint_compress.reporting.records import Latencies, Latency
 from mint_compress.resuming.folder import Folder
 from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
-PARITY_IMAGES = 32
+PARITY_IMAGES, LEAST_PARITY_IMAGES = 32, 7
+PARITY_MACS = 2e11
+"""Multiply-accumulate operations that comparing the export with the network may take in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ def ship(
     how: Benchmark,
     *,
     logits: int | None = None,
+    int8: Judged | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
@@ -129,6 +136,8 @@ def ship(
         To run and time the exports.
     logits
         As for :func:`mint_compress.exporting.parity.check_parity`.
+    int8
+        Quantise the export as well, and judge it by this.
 
     Returns
     -------
@@ -146,9 +155,9 @@ def ship(
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
     receipt, parity = verify(
-        original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
-        tensors_path=stage.tensors, device=how.provider, threads=how.threads, logits=logits,
-        progress=progress,
+        original, pruned, after, select(images, slice(_parity_images(report))),
+        predicted=_predicted(pruned, plan), tensors_path=stage.tensors, device=how.provider,
+        threads=how.threads, logits=logits, progress=progress,
     )  # fmt: skip
     sizes = _other_size(pruned, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
@@ -159,7 +168,45 @@ def ship(
         provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle),
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
+    keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
+    found = keep(after.files, times.pruned, TOLERANCE)
+    with writing(target.samples):
+        found.write(stage.samples)
+    moves[stage.samples] = target.samples
+    if int8 is not None:
+        beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
+        said = remarks(beside, int8.task.metric)
+        report = replace(report, int8=beside, notes=(*report.notes, *said))
+        found = keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE)
+        with writing(target.int8_samples):
+            found.write(stage.int8_samples)
+        moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
+
+
+def _parity_images(report: Report) -> int:
+    """A large network says in few images whether it is the same: each gives many numbers to compare."""
+    assert report.macs is not None
+    return max(LEAST_PARITY_IMAGES, min(PARITY_IMAGES, int(PARITY_MACS / max(1, report.macs.after))))
+
+
+def _samples(
+    few: Inputs,
+    report: Report,
+    how: Benchmark,
+    parameters: int,
+    files: Sequence[Path],
+    taken: Latency,
+    tolerance: float,
+) -> Samples:
+    """What an export that is right gives for a few inputs, so that it can be verified elsewhere."""
+    session = find_exporter(files[0]).open(files[0], device=how.provider, threads=how.threads)
+    given = arrays(session, few)
+    return Samples(
+        given, tuple(session.run(given)), tuple(spec.name for spec in session.inputs),
+        {file.name: sha256_of(file) for file in files}, parameters, tolerance, taken.median,
+        session.provider, how.threads, how.batch, report.machine.device if report.machine else "unknown",
+    )  # fmt: skip
 
 
 def _export_or_keep(
@@ -222,8 +269,10 @@ def _time_both(
     return benchmark(before, after, batch, seconds=how.seconds, progress=progress)
 
 
-def check_target(folder: Folder, provider: str) -> None:
+def check_target(folder: Folder, provider: str, *, int8: bool = False) -> None:
     """Find out before anything is computed that there is an exporter, and that it runs on the provider.
+
+    With ``int8``, that they can be quantised.
 
     Raises
     ------
@@ -231,6 +280,8 @@ def check_target(folder: Folder, provider: str) -> None:
         There is no exporter for the suffix, or no such provider here.
     """
     exporter = find_exporter(folder.target.export)
+    if int8:
+        find_quantizer(folder.target.export)
     if provider == "cuda":  # asked for by name; it may be there and not load
         probe = export(nn.Linear(1, 1), torch.zeros(2, 1), folder.stage.export)
         exporter.open(probe.path, device=provider)

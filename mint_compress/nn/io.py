@@ -167,6 +167,22 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(output, field.name))
 
 
+def with_tensors(output: Any, given: Iterator[Tensor]) -> Any:
+    """A nested output with other tensors in the places of its own, in the order of :func:`tensors_in`.
+
+    Dataclasses and mappings of any kind become plain dicts.
+    """
+    if isinstance(output, Tensor):
+        return next(given)
+    if isinstance(output, Mapping):
+        return {key: with_tensors(value, given) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [with_tensors(value, given) for value in output]
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: with_tensors(getattr(output, field.name), given) for field in fields(output)}
+    return output
+
+
 def first_tensor(output: Any) -> Tensor:
     """The logits in what a network returned: the first of its tensors.
 

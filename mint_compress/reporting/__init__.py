@@ -23,6 +23,7 @@ from mint_compress.reporting.records import (
     Parity,
     ReceiptCounts,
     Share,
+    SideBySide,
     Stages,
 )
 from mint_compress.reporting.text import as_text, report_text
@@ -87,6 +88,8 @@ class Report:
         Latency and MACs of the original over those of the pruned model.
     provider
         Of the runtime that was timed.
+    int8
+        The exports in float and in int8 side by side; None where that was not asked for.
     plan
         As ``PruningPlan.to_dict`` gives it.
     sha256
@@ -122,6 +125,7 @@ class Report:
     speedup: float | None = None
     macs_ratio: float | None = None
     provider: str | None = None
+    int8: SideBySide | None = None
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

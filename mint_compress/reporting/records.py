@@ -245,6 +245,41 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class ExportFigures:
+    """One exported file.
+
+    Attributes
+    ----------
+    bytes
+        Of the file.
+    quality
+        The metric on the test split, as the runtime gives it.
+    agreement
+        With the original's export, as a share; None where outputs cannot be compared.
+    latency_ms
+        Timed in turn with the others.
+    speedup
+        Median of the original's export in float over its own.
+    """
+
+    bytes: int
+    quality: float | None
+    agreement: float | None
+    latency_ms: Latency
+    speedup: float
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The original and the pruned network, each in float and in int8."""
+
+    float_original: ExportFigures
+    float_pruned: ExportFigures
+    int8_original: ExportFigures
+    int8_pruned: ExportFigures
+
+
+@dataclass(frozen=True)
 class Latencies:
     """Of the exports of both networks, timed in turn."""
 

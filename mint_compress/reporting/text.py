@@ -15,6 +15,7 @@ from mint_compress.reporting.records import (
     Metric,
     Parity,
     ReceiptCounts,
+    SideBySide,
     Stages,
 )
 
@@ -122,6 +123,7 @@ def _summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "Parity", _parity_line(report.parity)
     yield from _latency_lines(report.latency_ms)
     yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider)
+    yield from _int8_lines(report.metric, report.int8)
     yield "Written", _files_line(report.files)
 
 
@@ -217,15 +219,31 @@ def _speedup_line(speedup: float | None, macs_ratio: float | None, provider: str
     return f"{speedup:.2f}x{promised} on {provider or 'an unknown provider'}"
 
 
+def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tuple[str, str]]:
+    """What each of the four files is, a line each."""
+    if found is None or metric is None:
+        return
+    rows = (
+        ("float original", found.float_original),
+        ("float pruned", found.float_pruned),
+        ("int8 original", found.int8_original),
+        ("int8 pruned", found.int8_pruned),
+    )
+    for first, (name, one) in enumerate(rows):
+        size = f"{one.bytes / 1e6:#.3g} MB"
+        same = "" if one.agreement is None else f", {_percent(one.agreement)} same"
+        figures = f"{size}, {metric.shown(one.quality)}{same}, {one.latency_ms.median:#.3g} ms"
+        yield "" if first else "Files", f"{name}: {figures} ({one.speedup:.2f}x)"
+
+
 def _files_line(files: Sequence[str]) -> str:
-    """The names; when they differ in the suffix only, the stem is said once."""
+    """The names; where all begin alike, the stem is said once."""
     if not files:
         return "nothing"
-    first = PurePath(files[0])
-    stems = {name[: -len(PurePath(name).suffix)] if PurePath(name).suffix else name for name in files}
-    if len(stems) > 1 or not first.suffix:
+    stem = str(PurePath(files[0]).with_suffix(""))
+    if not all(name.startswith(f"{stem}.") for name in files):
         return ", ".join(files)
-    return ", ".join([files[0], *(PurePath(name).suffix for name in files[1:])])
+    return ", ".join([files[0], *(name.removeprefix(stem) for name in files[1:])])
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

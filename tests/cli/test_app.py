@@ -169,7 +169,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --resume"
+        "--dynamic-size --int8 --resume"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -181,7 +181,14 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         **{"estimator": "gmi", "blocks": 4, "calibration_images": 64, "samples_per_class": 9},
         **{"upper_limit": 0.8, "round_to": 1, "cost": "macs", "compensate": False, "distill": False},
         **{"epochs": 0, "lr": 0.01, "batch_size": 7, "device": "cpu", "provider": "cpu", "threads": 2},
-        **{"dynamic_size": True, "bench_batch": 3, "bench_seconds": 0.5, "seed": 11, "augment": False},
+        **{
+            "dynamic_size": True,
+            "int8": True,
+            "bench_batch": 3,
+            "bench_seconds": 0.5,
+            "seed": 11,
+            "augment": False,
+        },
     }
     assert seen["settings"].flat() == expected
     assert (seen["data"], seen["plan"]) == ("digits", Path("model.pt"))

@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from mint_compress.errors import MintError
-from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark, benchmark_files, latency
-from mint_compress.exporting.protocol import Array, InputSpec
+from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark, benchmark_files
+from mint_compress.exporting.session import Array, InputSpec
+from mint_compress.exporting.timing import latency
 from mint_compress.reporting.records import Latency
 from mint_compress.settings import Benchmark
 

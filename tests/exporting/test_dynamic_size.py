@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import mint_compress as mint
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.parity import check_other_size
-from mint_compress.exporting.protocol import Session, find_exporter
+from mint_compress.exporting.protocol import find_exporter
+from mint_compress.exporting.session import Session
 
 QUICK: dict[str, Any] = {
     **{"ratio": 0.5, "input_shape": (3, 32, 32), "calibration_images": 64},

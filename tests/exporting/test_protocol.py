@@ -15,8 +15,9 @@ from torch.nn import functional
 
 import mint_compress.exporting.protocol
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import ExportResult, InputSpec, export, find_exporter, on_cpu
+from mint_compress.exporting.protocol import ExportResult, export, find_exporter, on_cpu
 from mint_compress.exporting.receipt_export import check_export
+from mint_compress.exporting.session import InputSpec
 
 
 class Chain(nn.Module):

@@ -12,11 +12,12 @@ from torch import nn
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting.layer_breakdown import layer_counts
 from mint_compress.exporting.parity import check_parity
-from mint_compress.exporting.protocol import ExportResult, Session, export, find_exporter
+from mint_compress.exporting.protocol import ExportResult, export, find_exporter
 from mint_compress.exporting.receipt import Receipt, check_receipt, verify
 from mint_compress.exporting.receipt_export import check_export
 from mint_compress.exporting.receipt_modules import check_modules, never_run
 from mint_compress.exporting.receipt_tensors import check_tensors
+from mint_compress.exporting.session import Session
 from mint_compress.reporting.records import Counts, LayerChange, ReceiptCounts
 
 

@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 OUTPUT = "small.pickled"
 HIDDEN = f".{OUTPUT}.resume"
-FILES = {OUTPUT, "small.safetensors", "small.json"}
+FILES = {OUTPUT, "small.verify.npz", "small.safetensors", "small.json"}
 GOES_ON = "What was computed is kept: the same command with --resume goes on where it was."
 
 
@@ -296,7 +296,7 @@ def test_a_command_killed_in_any_stage_goes_on(tmp_path: Path) -> None:
         status, said = command(folder, "small.onnx --resume")
         assert status == 0, said
         (folder / "net.pt").unlink()
-        assert_the_same(folder, other, {"small.onnx", "small.safetensors", "small.json"})
+        assert_the_same(folder, other, {"small.onnx", "small.verify.npz", "small.safetensors", "small.json"})
 
 
 # What is found of an earlier run
@@ -370,7 +370,7 @@ def test_files_that_a_killed_run_had_begun_to_put_in_place_are_replaced(
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
-    assert {*os.listdir(tmp_path)} == {OUTPUT, HIDDEN}
+    assert {*os.listdir(tmp_path)} == {OUTPUT, "small.verify.npz", HIDDEN}
     with pytest.raises(MintError, match="exists already"):
         run(tmp_path)
     run(tmp_path, resume=True)

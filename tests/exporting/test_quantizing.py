@@ -1,0 +1,123 @@
+"""int8: what is in the file, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from networks import Chain
+from torch import Tensor
+from toydata import CLASSES, arrays, task
+
+from mint_compress import MintError, Report, compress
+from mint_compress.exporting import protocol
+from mint_compress.exporting.quantizing import find_quantizer, remarks
+from mint_compress.nn.io import tensors_in, with_tensors
+from mint_compress.reporting.records import ExportFigures, Latency, Metric, SideBySide
+from mint_compress.training.evaluation import accuracy
+from mint_compress.training.finetuning import finetune_
+
+OPTIONS = {"ratio": 0.4, "round_to": 1, "epochs": 0, "device": "cpu", "bench_seconds": 0.05, "int8": True}
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A network that has learnt the task, compressed with int8 beside it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Chain(16, 16)
+    finetune_(model, arrays().train, epochs=25, lr=0.1, batch_size=16, device="cpu", seed=0)
+    path = tmp_path_factory.mktemp("int8") / "small.onnx"
+    small, report = compress(model.eval(), arrays(), output=path, **OPTIONS)
+    assert accuracy(small, arrays().test) == report.quality.last
+    return path, report
+
+
+def test_weights_are_integers_and_the_file_says_what_the_report_says(shipped: tuple[Path, Report]) -> None:
+    path, report = shipped
+    int8 = path.with_name("small.int8.onnx")
+    assert report.int8 is not None and str(int8) in report.sha256 and str(int8) in report.files
+    kept = onnx.load(int8).graph
+    kinds = [t.data_type for t in kept.initializer if len(t.dims) >= 2]
+    layers = [t for t in onnx.load(path).graph.initializer if len(t.dims) >= 2]
+    assert kinds == [onnx.TensorProto.INT8] * len(layers)
+    assert report.int8.int8_pruned.bytes == int8.stat().st_size
+    assert report.int8.float_pruned.bytes == path.stat().st_size
+
+    session = onnxruntime.InferenceSession(int8, providers=["CPUExecutionProvider"])
+    images, labels = task(80, seed=2)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    right = (np.asarray(logits).argmax(1) == labels.numpy()).mean()
+    assert report.int8.int8_pruned.quality == pytest.approx(float(right))
+    assert np.asarray(logits).shape == (80, CLASSES)
+
+
+def test_float_beside_it_is_what_was_measured_in_pytorch(shipped: tuple[Path, Report]) -> None:
+    report = shipped[1]
+    assert report.int8 is not None
+    assert report.int8.float_original.quality == report.quality.original
+    assert report.int8.float_pruned.quality == report.quality.last
+    assert (report.int8.float_original.agreement, report.int8.float_original.speedup) == (1.0, 1.0)
+    assert report.int8.int8_original.agreement is not None and report.int8.int8_original.agreement > 0.95
+    assert Report.from_json(report.to_json()).int8 == report.int8
+    lines = re.findall(r"(float|int8) (original|pruned): [\d.]+ MB, [\d.]+ %, ", str(report))
+    assert len(lines) == 4
+
+
+def test_there_must_be_real_images_and_an_exporter_that_knows_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MintError, match=r"int8 takes .* from real images\. Give --data") as raised:
+        compress(Chain(), None, output=tmp_path / "a.onnx", input_shape=(3, 6, 6), **OPTIONS)
+    assert raised.value.exit_code == 2
+
+    class Other:
+        name, suffixes = "other", (".other",)
+
+    monkeypatch.setattr(protocol, "_installed", lambda: [Other()])
+    with pytest.raises(MintError, match="exporter other does not write int8"):
+        find_quantizer(Path("small.other"))
+
+
+def test_an_int8_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "a.int8.onnx").touch()
+    with pytest.raises(MintError, match=r"a\.int8\.onnx' exists already"):
+        compress(Chain(), arrays(), output=tmp_path / "a.onnx", **OPTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.int8.onnx"]
+
+
+def test_what_int8_costs_is_told_when_it_is_much() -> None:
+    one = ExportFigures(4, 0.9, 1.0, Latency(2.0, 2.0, None, 3), 1.0)
+    good = SideBySide(one, one, one, replace(one, quality=0.891, latency_ms=Latency(1.0, 1.0, None, 3)))
+    bad = replace(good, int8_pruned=replace(one, quality=0.88, latency_ms=Latency(4.0, 4.0, None, 3)))
+    share = Metric("accuracy", "%")
+    assert remarks(good, share) == ()
+    assert remarks(bad, share) == (
+        "int8 costs accuracy: -2.00 points against the pruned network in float",
+        "int8 is slower than float on this machine, 0.50x: it may lack the instructions",
+    )
+    error = Metric("error", "mm", higher_is_better=False)
+    worse = replace(good, int8_pruned=replace(good.int8_pruned, quality=0.92))
+    assert remarks(good, error) == ()
+    assert remarks(worse, error) == ("int8 costs error: +0.02 mm against the pruned network in float",)
+
+
+def test_tensors_of_a_runtime_take_the_places_of_the_networks_own() -> None:
+    @dataclass
+    class Output:
+        logits: Tensor
+        more: object
+
+    like = Output(torch.zeros(1), (torch.zeros(2), [OrderedDict(a=torch.zeros(3), b=7), None]))
+    given: Iterator[Tensor] = iter([torch.full((1,), float(i)) for i in range(3)])
+    made = with_tensors(like, given)
+    assert made == {"logits": 0.0, "more": [1.0, [{"a": 2.0, "b": 7}, None]]}
+    assert [float(t) for t in tensors_in(made)] == [0, 1, 2]

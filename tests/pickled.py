@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_compress.exporting.protocol import Array, ExportResult, InputSpec
+from mint_compress.exporting.protocol import ExportResult
+from mint_compress.exporting.session import Array, InputSpec
 from mint_compress.nn.io import Inputs
 
 

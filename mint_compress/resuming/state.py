@@ -163,6 +163,7 @@ def kept_beside(target: Outputs | None, *, resume: bool, dry_run: bool) -> Itera
     if target is None:
         yield Kept()
         return
+    # of several processes that share a run, one alone may lock and write: here is where that is decided
     with working_in(target, dry_run=dry_run) as folder:
         kept = Kept(folder, resume=resume)
         try:

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mint_compress.cli.options import BENCH, COMPRESS, INSPECT, SWEEP, VERIFY, SectionedCommand, options
+from mint_compress.cli.options import (
+    BENCH,
+    COMPRESS,
+    INSPECT,
+    REPORT,
+    SWEEP,
+    VERIFY,
+    SectionedCommand,
+    options,
+)
 from mint_compress.cli.terminal import ended_as_by_ctrl_c, exit_status, terminal, third_parties_silenced
 from mint_compress.errors import MintError
-from mint_compress.files import check_file
+from mint_compress.files import check_file, replacing
 from mint_compress.preflight import check_model, check_run, check_sweep
 from mint_compress.settings import GRID, Benchmark, Settings
 
@@ -230,6 +239,23 @@ def verify(export: Path, as_json: bool, quiet: bool, max_latency: float | None, 
         click.echo(json.dumps(result.to_dict(), indent=2))
     elif not quiet:
         click.echo(str(result))
+
+
+@main.command(cls=SectionedCommand, context_settings=WIDE)
+@click.argument("figures", metavar="OUT.json", type=FILE)
+@options(REPORT)
+def report(figures: Path, output: Path | None, force: bool) -> None:
+    """Make the page OUT.html of a report again."""
+    from mint_compress.reporting import Report
+    from mint_compress.reporting.html import report_page
+
+    check_file("report", figures)
+    page = figures.with_suffix(".html") if output is None else output
+    if page.exists() and not force:
+        raise MintError(f"{str(page)!r} exists already. Replace it with --force, or choose another name.")
+    text = report_page(Report.from_json(figures.read_text(encoding="utf-8", errors="replace")))
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _check(several: Iterable[Option], given: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import click
 from mint_compress.options import Option, options_of
 from mint_compress.settings import (
     DATA,
+    FORCE,
     GRID,
     JSON,
     MAX_LATENCY,
@@ -183,3 +184,8 @@ BENCH: Sections = {
     "Output": PRINTING,
 }
 VERIFY: Sections = {"Benchmark": [*_TIMING, MAX_LATENCY], "Output": PRINTING}
+REPORT: Sections = {
+    "Output": [
+        replace(OUTPUT, metavar="OUT.html", help="The page.", default_text="beside the report"), FORCE,
+    ]
+}  # fmt: skip

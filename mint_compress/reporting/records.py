@@ -132,6 +132,16 @@ class Stages:
     healed: float | None = None
     finetuned: float | None = None
 
+    def named(self) -> dict[str, float | None]:
+        """What a person calls each stage -> its value."""
+        return {
+            "original": self.original,
+            "after removal": self.pruned,
+            "after repair": self.repaired,
+            "after healing": self.healed,
+            "after fine-tuning": self.finetuned,
+        }
+
     @property
     def last(self) -> float | None:
         """Of the network that came out in the end."""
@@ -277,6 +287,10 @@ class SideBySide:
     float_pruned: ExportFigures
     int8_original: ExportFigures
     int8_pruned: ExportFigures
+
+    def named(self) -> dict[str, ExportFigures]:
+        """``float original`` -> its figures, and so on."""
+        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
 
 
 @dataclass(frozen=True)

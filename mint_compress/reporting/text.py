@@ -138,18 +138,22 @@ def _change(counts: Counts | None) -> str:
     return f"{counts.before:,} -> {counts.after:,}{removed}"
 
 
+_ABSENT = {
+    "after removal": "not measured after removal",
+    "after repair": "not repaired",
+    "after fine-tuning": "not fine-tuned",
+}
+"""What is said of a stage that was not measured."""
+
+
 def _quality_lines(metric: Metric | None, quality: Stages) -> Iterator[tuple[str, str]]:
     if metric is None or quality == Stages():
         yield "Quality", "not measured"
         return
-    stages = (
-        ("{} original", quality.original, ""),
-        ("{} after removal", quality.pruned, "not measured after removal"),
-        ("{} after repair", quality.repaired, "not repaired"),
-        ("{} after healing", quality.healed, ""),
-        ("{} after fine-tuning", quality.finetuned, "not fine-tuned"),
-    )
-    told = [absent if value is None else text.format(metric.shown(value)) for text, value, absent in stages]
+    told = [
+        _ABSENT.get(stage, "") if value is None else f"{metric.shown(value)} {stage}"
+        for stage, value in quality.named().items()
+    ]
     said = [one for one in told if one]
     lines = [", ".join(said[start : start + 2]) for start in range(0, len(said), 2)]
     if quality.last is not None and quality.original is not None:
@@ -223,13 +227,7 @@ def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tup
     """What each of the four files is, a line each."""
     if found is None or metric is None:
         return
-    rows = (
-        ("float original", found.float_original),
-        ("float pruned", found.float_pruned),
-        ("int8 original", found.int8_original),
-        ("int8 pruned", found.int8_pruned),
-    )
-    for first, (name, one) in enumerate(rows):
+    for first, (name, one) in enumerate(found.named().items()):
         size = f"{one.bytes / 1e6:#.3g} MB"
         same = "" if one.agreement is None else f", {_percent(one.agreement)} same"
         figures = f"{size}, {metric.shown(one.quality)}{same}, {one.latency_ms.median:#.3g} ms"

@@ -1,0 +1,139 @@
+"""A report as one page that a person opens, prints, or forwards: no request to any server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from mint_compress.reporting.records import ClassChange, LayerChange
+from mint_compress.reporting.text import left_alone_lines
+
+if TYPE_CHECKING:
+    from mint_compress.reporting import Report
+
+MOST_CLASSES = 10
+"""Classes that lost most, of which figures are shown."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a chart: a name, lengths in percent of the longest, and what is written beside them."""
+
+    name: str
+    before: float
+    after: float
+    said: str
+
+
+def report_page(report: Report) -> str:
+    """The report as HTML.
+
+    Everything is in the one file: style, charts, and the report itself as JSON. Light or dark as the
+    reader's system is; readable on a phone; printable.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    # what comes from a file, such as a layer's name, is text and never markup
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
+    return template.render(
+        report=report,
+        name=PurePath(report.model).name if report.model else "A network",
+        metric=report.metric,
+        headline=list(_headline(report)),
+        stages=_stages(report),
+        layers=_layers(report.layers),
+        classes=_classes(report.classes),
+        left_alone=list(left_alone_lines(report.left_alone)),
+        seconds=_seconds(report),
+        exports=_exports(report),
+        figures=json.dumps(report.to_dict(), indent=1, allow_nan=False),
+    )
+
+
+def _headline(report: Report) -> Iterator[tuple[str, str]]:
+    """A few (figure, what it is) pairs: who reads only these knows what came out."""
+    if report.parameters is not None and report.parameters.removed is not None:
+        before, after = (f"{n:,}" for n in (report.parameters.before, report.parameters.after))
+        yield f"{100 * report.parameters.removed:.1f} %", f"of the parameters removed: {before} to {after}"
+    if report.macs is not None and report.macs.removed is not None:
+        yield f"{100 * report.macs.removed:.1f} %", "of the multiply-accumulate operations removed"
+    if report.speedup is not None and report.latency_ms is not None:
+        before, after = (f"{x.median:#.3g}" for x in (report.latency_ms.original, report.latency_ms.pruned))
+        yield f"{report.speedup:.2f}x", f"as fast: {before} to {after} ms on {report.provider}"
+    first, last = report.quality.original, report.quality.last
+    if report.metric is not None and first is not None and last is not None:
+        change = report.metric.change(first, last)
+        yield report.metric.shown(last), f"{report.metric.name}, {change} against the original"
+
+
+def _stages(report: Report) -> list[Bar]:
+    """The metric after each stage."""
+    found = [(name, value) for name, value in report.quality.named().items() if value is not None]
+    metric = report.metric
+    if metric is None or not found:
+        return []
+    longest = 1.0 if metric.unit == "%" else max(abs(value) for _, value in found) or 1.0
+    return [Bar(name, 0.0, _share(max(value, 0), longest), metric.shown(value)) for name, value in found]
+
+
+def _layers(layers: Sequence[LayerChange]) -> list[Bar]:
+    """Weights of each pair of layers, before and after."""
+    longest = max((one.before for one in layers), default=0)
+    return [
+        Bar(one.pair, _share(one.before, longest), _share(one.after, longest), _change(one)) for one in layers
+    ]
+
+
+def _change(layer: LayerChange) -> str:
+    gone = f", {100 * (1 - layer.after / layer.before):.0f} % removed" if layer.before else ""
+    return f"{layer.before:,} to {layer.after:,}{gone}"
+
+
+def _classes(classes: Sequence[ClassChange]) -> list[Bar]:
+    """The classes that lost most."""
+    lost = sorted((one for one in classes if one.lost > 0), key=lambda one: -one.lost)[:MOST_CLASSES]
+    return [
+        Bar(
+            f"class {one.number}",
+            100 * (one.original or 0),
+            100 * (one.compressed or 0),
+            f"{100 * (one.original or 0):.1f} to {100 * (one.compressed or 0):.1f} % of {one.support:,}",
+        )
+        for one in lost
+    ]
+
+
+def _seconds(report: Report) -> list[Bar]:
+    """How long the stages took."""
+    longest = max(report.seconds.values(), default=0.0)
+    return [
+        Bar(stage, 0.0, _share(taken, longest), f"{taken:.1f} s") for stage, taken in report.seconds.items()
+    ]
+
+
+def _exports(report: Report) -> list[tuple[str, ...]]:
+    """Rows of the table of float and int8 files."""
+    if report.int8 is None or report.metric is None:
+        return []
+    return [
+        (
+            name,
+            f"{one.bytes / 1e6:#.3g} MB",
+            report.metric.shown(one.quality),
+            "" if one.agreement is None else f"{100 * one.agreement:.1f} %",
+            f"{one.latency_ms.median:#.3g} ms",
+            f"{one.speedup:.2f}x",
+        )
+        for name, one in report.int8.named().items()
+    ]
+
+
+def _share(value: float, longest: float) -> float:
+    return 100 * value / longest if longest else 0.0

@@ -20,6 +20,7 @@ from mint_compress.exporting.quantizing import Judged
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import after_trial, find_groups
+from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.contexts import evaluating
@@ -30,12 +31,14 @@ from mint_compress.nn.io import run as run_network
 from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress, StageClock
-from mint_compress.provenance import described, machine, named_settings, versions
+from mint_compress.provenance import asked_for, described, found_out, machine, named_settings, versions
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
+from mint_compress.resuming.forms import SCORES, plan_of
+from mint_compress.resuming.state import kept_beside
 from mint_compress.run import Run
 from mint_compress.scoring.calibration import calibrate
-from mint_compress.scoring.scores import score
+from mint_compress.scoring.scores import ChannelScores, score
 from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
@@ -51,6 +54,7 @@ def compress(
     plan: PruningPlan | str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     force: bool = False,
+    resume: bool = False,
     settings: Settings | None = None,
     command: str | None = None,
     progress: Progress | None = None,
@@ -75,6 +79,8 @@ def compress(
         Stop after the plan; with an ``output`` it is written to OUT.plan.json.
     force
         Replace files that exist.
+    resume
+        Go on where a run with this output and these settings was interrupted; where there is none, begin.
     settings
         All other options; by default those of :class:`mint_compress.settings.Settings`.
     command
@@ -99,23 +105,28 @@ def compress(
         A claim did not hold: counts, parity. No file is written then.
     """
     settings = (settings or Settings()).replace(**options)
-    target = check_run(model, data, settings, plan=plan, output=output, dry_run=dry_run, force=force)
-    if target is not None:
-        check_target(target, settings.benchmark.provider, int8=settings.export.int8)
+    target = check_run(
+        model, data, settings, plan=plan, output=output, dry_run=dry_run, force=force, resume=resume
+    )
     progress = clock = StageClock(progress)
-    run = _opened(model, data, settings, progress)
-    report = replace(_begun(run, model, command), seconds=clock.seconds)  # which grow until it is written
-    images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
     given = None if plan is None else _read(plan)
-    if dry_run:
-        pruned, chosen, report = _pruned(run, report, images, given)
-        report = replace(report, notes=tuple(run.notes))
-        return pruned.cpu().eval(), write_plan(report, chosen, target)
-    if target is None:
-        pruned, _, report = _finished(run, report, images, given)
-        return pruned, report
-    dynamic = settings.export.dynamic_size
-    with exported_first(run.original, images, target, dynamic_size=dynamic, progress=progress) as shipment:
+    with kept_beside(target, resume=resume, dry_run=dry_run) as kept:
+        if kept.folder is not None:
+            check_target(kept.folder, settings.benchmark.provider, int8=settings.export.int8)
+            kept.hold(asked_for(model, data, given, settings))
+        run = replace(_opened(model, data, settings, progress), kept=kept)
+        kept.begin(found_out(run.data, run.device), clock.seconds)
+        report = replace(_begun(run, model, command), seconds=clock.seconds)  # which grow until it is written
+        images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
+        if dry_run:
+            pruned, chosen, report = _pruned(run, report, images, given)
+            report = replace(report, notes=tuple(run.notes))
+            return pruned.cpu().eval(), write_plan(report, chosen, kept.folder)
+        if kept.folder is None:
+            pruned, _, report = _finished(run, report, images, given)
+            return pruned, report
+        dynamic = settings.export.dynamic_size
+        shipment = exported_first(run.original, images, kept.folder, dynamic_size=dynamic, progress=progress)
         pruned, chosen, report = _finished(run, report, images, given)
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
@@ -123,7 +134,7 @@ def compress(
             logits=run.task.logits if run.task else None, int8=_judged(run, pruned, samples),
             progress=progress,
         )  # fmt: skip
-    return pruned, report
+        return pruned, report
 
 
 def _opened(
@@ -185,7 +196,9 @@ def _pruned(
     run: Run, report: Report, images: Inputs, given: PruningPlan | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
-    chosen = _chosen(run, images) if given is None else given
+    chosen = given
+    if chosen is None:
+        chosen, run.groups = run.once("plan", lambda: _chosen(run, images), plan_of(run.groups))
     pruned = prune_(copied(run.original), chosen)
     if given is not None:
         check_plan(run.original, run.example, run.groups, chosen)
@@ -204,11 +217,25 @@ def _finished(
     return pruned.cpu().eval(), chosen, report
 
 
-def _chosen(run: Run, images: Inputs) -> PruningPlan:
-    """Calibrate, score and plan, until the plan stands its trial."""
-    settings, budget = run.settings, run.settings.budget
+def _chosen(run: Run, images: Inputs) -> tuple[PruningPlan, list[ChannelGroup]]:
+    """Score, and plan until the plan stands its trial; the plan, and the groups without those that failed."""
+    budget, groups = run.settings.budget, run.groups
     if budget.blocks and budget.round_to > 1:
         run.notes.append(f"--blocks {budget.blocks} keeps blocks whole: widths are not rounded")
+    scores = run.once("scores", lambda: _scored(run, images), SCORES)
+    while True:
+        plan = choose_plan(groups, scores, budget)
+        tried = after_trial(run.original, run.example, groups, plan)
+        if [g.prunable for g in tried] == [g.prunable for g in groups]:
+            break
+        groups = tried
+    run.notes += _little_computed(plan, budget.cost)
+    return plan, groups
+
+
+def _scored(run: Run, images: Inputs) -> ChannelScores:
+    """Calibrate and score."""
+    settings = run.settings
     estimator, samples = settings.scoring.estimator, settings.scoring.takes_samples
     if samples:
         each, classes = settings.scoring.samples_per_class, (run.data and run.data.classes) or 10
@@ -221,22 +248,10 @@ def _chosen(run: Run, images: Inputs) -> PruningPlan:
     if alike := sorted(set(calibration.moments) - set(calibration.sensitivity)):
         layers = ", ".join(alike)
         run.notes.append(f"without a backward pass, all outputs of these layers count alike: {layers}")
-    scores = score(
-        run.groups,
-        calibration,
-        estimator=estimator,
-        blocks=budget.blocks,
-        seed=run.seed,
+    return score(
+        run.groups, calibration, estimator=estimator, blocks=settings.budget.blocks, seed=run.seed,
         progress=run.progress,
-    )
-    while True:
-        plan = choose_plan(run.groups, scores, budget)
-        tried = after_trial(run.original, run.example, run.groups, plan)
-        if [g.prunable for g in tried] == [g.prunable for g in run.groups]:
-            break
-        run.groups = tried
-    run.notes += _little_computed(plan, budget.cost)
-    return plan
+    )  # fmt: skip
 
 
 def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> Judged | None:

@@ -29,12 +29,26 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MintError(f"Cannot write {path}: {error.strerror or error}.") from error
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written, is the user's to mend, not a fault of ours.
+
+    Raises
+    ------
+    MintError
+        What the system says, with the name of the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MintError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 class Outputs(NamedTuple):
@@ -64,6 +78,16 @@ def outputs(output: str | Path) -> Outputs:
 def samples_of(export: Path) -> Path:
     """Where the samples are that an export is verified by: OUT.onnx -> OUT.verify.npz."""
     return export.with_suffix(".verify.npz")
+
+
+def hidden_folder(written: Path) -> Path:
+    """Beside a file that a run writes: what the run keeps until it is done."""
+    return written.with_name(f".{written.name}.resume")
+
+
+def placing_mark(folder: Path) -> Path:
+    """In a hidden folder: there from when the run began to put its files in their places."""
+    return folder / "placing"
 
 
 def check_file(what: str, path: str | Path) -> None:

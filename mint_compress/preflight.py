@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mint_compress.errors import MintError
-from mint_compress.files import Outputs, check_file, outputs
+from mint_compress.files import Outputs, check_file, hidden_folder, outputs, placing_mark
 from mint_compress.settings import Settings, combinations
 
 
@@ -21,6 +21,7 @@ def check_run(
     output: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     force: bool = False,
+    resume: bool = False,
 ) -> Outputs | None:
     """Refuse what is wrong whatever the network is; everything is read only, and no torch is needed.
 
@@ -51,8 +52,10 @@ def check_run(
     if isinstance(plan, (str, os.PathLike)):
         check_file("plan", os.fspath(plan))
     if output is None:
+        if resume:
+            raise MintError("To resume, name the output of the run that was interrupted, as in small.onnx.")
         return None
-    _check_output(Path(output), model, dry_run=dry_run, force=force, int8=settings.export.int8)
+    _check_output(Path(output), model, dry_run=dry_run, force=force, resume=resume, int8=settings.export.int8)
     return outputs(Path(output))
 
 
@@ -110,7 +113,9 @@ def _check_data(data: object) -> None:
         )
 
 
-def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, int8: bool) -> None:
+def _check_output(
+    output: Path, model: object, *, dry_run: bool, force: bool, resume: bool, int8: bool
+) -> None:
     if output.name.startswith("."):
         raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
     if not output.suffix or output.suffix == ".":
@@ -122,6 +127,8 @@ def _check_output(output: Path, model: object, *, dry_run: bool, force: bool, in
     files = outputs(output)
     exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
     written = (files.plan,) if dry_run else (*exports, files.tensors, files.report)
+    # a run that was killed while it put its files there may replace them
+    force = force or (resume and placing_mark(hidden_folder(written[0])).exists())
     for path in written:
         if not os.path.lexists(path):
             continue

@@ -15,6 +15,7 @@ from mint_compress.nn.io import Inputs
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import ACCURACY
 from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
+from mint_compress.resuming.forms import weights_of
 from mint_compress.run import Run
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.evaluation import chance_warning
@@ -45,22 +46,22 @@ def recovered(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) ->
     dict
         Fields of the report: ``quality``, ``validation``, ``details``, ``classes``; none without data.
     """
-    original = run.measure(run.original)
+    original = run.measure("original", run.original)
     if run.data is None or run.task is None or original is None:
         _repair_(run, pruned, plan, images)
         return {}
     classes = run.data.classes
     if run.task.metric.name == ACCURACY and classes and (said := chance_warning(original.value, classes)):
         run.notes.append(said)
-    found = {"original": original, "pruned": run.measure(pruned)}
-    held_out = run.measure(run.original, validation=True)
+    found = {"original": original, "pruned": run.measure("pruned", pruned)}
+    held_out = run.measure("original", run.original, validation=True)
     if _repair_(run, pruned, plan, images):
-        found["repaired"] = run.measure(pruned)
+        found["repaired"] = run.measure("repaired", pruned)
     if _heal_(run, run.data, run.task, pruned, plan, images):
-        found["healed"] = run.measure(pruned)
-    compressed = run.measure(pruned, validation=True)
+        found["healed"] = run.measure("healed", pruned)
+    compressed = run.measure("healed", pruned, validation=True)
     if compressed and (tuned := _finetune_(run, run.data, run.task, pruned, compressed)):
-        compressed, found["finetuned"] = tuned, run.measure(pruned)
+        compressed, found["finetuned"] = tuned, run.measure("finetuned", pruned)
     return {
         "quality": Stages(**{stage: one.value for stage, one in found.items() if one is not None}),
         "validation": BeforeAfter(*(one.value if one else None for one in (held_out, compressed))),
@@ -72,11 +73,15 @@ def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> 
     """Whether it was repaired."""
     if not run.settings.repair.compensate:
         return False
-    # in one piece: how many go at once is a matter of the layer
-    whole = [(images, None)]
-    repairs = compensate_(pruned, run.original, plan, whole, seed=run.seed, progress=run.progress)
-    run.notes += unrepaired(plan, repairs)
-    return True
+
+    def repair() -> bool:
+        # in one piece: how many go at once is a matter of the layer
+        whole = [(images, None)]
+        repairs = compensate_(pruned, run.original, plan, whole, seed=run.seed, progress=run.progress)
+        run.notes += unrepaired(plan, repairs)
+        return True
+
+    return run.once("repair", repair, weights_of(pruned))
 
 
 def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:
@@ -84,19 +89,23 @@ def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPla
     settings = run.settings.healing
     if settings.heal_epochs == 0 or settings.heal_minutes == 0:
         return False
-    try:
-        healing = heal_(
-            pruned, run.original, plan, images, task=task,
-            held_out=first_inputs(data.validation, HELD_OUT),
-            epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
-            augment=run.settings.finetuning.augment and data.augmented is not data.train,
-            progress=run.progress,
-        )  # fmt: skip
-    except ForeignError as error:  # a forward pass without a backward one
-        run.notes.append(f"not healed: {first_line(error)}")
-        return False
-    run.notes.append(str(healing))
-    return healing.kept
+
+    def heal() -> bool:
+        try:
+            healing = heal_(
+                pruned, run.original, plan, images, task=task,
+                held_out=first_inputs(data.validation, HELD_OUT),
+                epochs=settings.heal_epochs, minutes=settings.heal_minutes, device=run.device, seed=run.seed,
+                augment=run.settings.finetuning.augment and data.augmented is not data.train,
+                progress=run.progress,
+            )  # fmt: skip
+        except ForeignError as error:  # a forward pass without a backward one
+            run.notes.append(f"not healed: {first_line(error)}")
+            return False
+        run.notes.append(str(healing))
+        return healing.kept
+
+    return run.once("healing", heal, weights_of(pruned))
 
 
 def _finetune_(
@@ -116,13 +125,18 @@ def _finetune_(
     if source is not data.train:
         run.notes.append("fine-tuning flips and shifts the images; --no-augment leaves them as they are")
     weights = copy.deepcopy(pruned.state_dict())
-    finetune_(
-        pruned, source, task=task,
-        teacher=run.original if settings.distill or task.trained_on_original else None,
-        epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size, device=run.device,
-        seed=run.seed, progress=run.progress,
-    )  # fmt: skip
-    after = run.measure(pruned, validation=True)
+
+    def finetune() -> bool:
+        finetune_(
+            pruned, source, task=task,
+            teacher=run.original if settings.distill or task.trained_on_original else None,
+            epochs=settings.epochs, lr=settings.lr, batch_size=settings.batch_size, device=run.device,
+            seed=run.seed, checkpoint=run.kept.finetuning, progress=run.progress,
+        )  # fmt: skip
+        return True
+
+    run.once("fine-tuning", finetune, weights_of(pruned))
+    after = run.measure("finetuned", pruned, validation=True)
     if after is None or not task.metric.is_worse(after.value, before.value):
         return after
     pruned.load_state_dict(weights)

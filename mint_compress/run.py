@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from mint_compress.nn.batch_size import kept_alive, samples_at_once
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
+from mint_compress.resuming.forms import MEASUREMENT, Form, Result
+from mint_compress.resuming.state import Kept
 from mint_compress.settings import Settings
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
@@ -28,7 +31,7 @@ what they are for; and how many are drawn even so."""
 
 @dataclass
 class Run:
-    """What all stages of one run look at; ``notes`` grow on the way."""
+    """What all stages of one run look at; ``notes`` grow on the way, and so does what is ``kept``."""
 
     settings: Settings
     device: torch.device
@@ -39,10 +42,22 @@ class Run:
     groups: list[ChannelGroup]
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def seed(self) -> int:
         return self.settings.compute.seed
+
+    def once(self, stage: str, compute: Callable[[], Result], form: Form[Result]) -> Result:
+        """What a stage gives, its notes included: computed, or as an interrupted run has kept it."""
+        if (found := self.kept.take(stage, form)) is not None:
+            result, notes = found
+            self.notes += notes
+            return result
+        before = len(self.notes)
+        result = compute()
+        self.kept.keep(stage, result, form, self.notes[before:])
+        return result
 
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
@@ -65,11 +80,19 @@ class Run:
         """Images in one forward pass."""
         return samples_at_once(self.original, self.example, BATCH)
 
-    def measure(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
-        """By the task's metric, on the test split or on the validation split; None without data."""
-        if self.data is None or self.task is None:
+    def measure(self, after: str, model: nn.Module, *, validation: bool = False) -> Measurement | None:
+        """By the task's metric, on the test split or on the validation split; None without data.
+
+        ``after`` is the stage whose network it is.
+        """
+        if (data := self.data) is None or (task := self.task) is None:
             return None
-        source = self.data.validation if validation else self.data.test
-        return evaluate(
-            model, source, self.task, reference=self.original, device=self.device, progress=self.progress
-        )
+
+        def measured() -> Measurement:
+            source = data.validation if validation else data.test
+            return evaluate(
+                model, source, task, reference=self.original, device=self.device, progress=self.progress
+            )
+
+        split = "validation" if validation else "test"
+        return self.once(f"{after} on the {split} split", measured, MEASUREMENT)

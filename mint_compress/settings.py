@@ -401,6 +401,9 @@ OUTPUT = Option(
 )  # fmt: skip
 DRY_RUN = Option(False, "Write OUT.plan.json only.", name="dry_run")
 FORCE = Option(False, "Replace files that exist.", name="force")
+RESUME = Option(
+    False, "Go on where this command was interrupted; without this, it begins anew.", name="resume"
+)
 JSON = Option(False, "Print the report as JSON on stdout, and nothing else there.", name="json")
 MAX_LATENCY = Option(
     None, "Milliseconds that the median may take; more is a failed check.", "MS", float, rule=POSITIVE,
@@ -423,7 +426,7 @@ def sections() -> dict[str, list[Option]]:
         "Scoring": of(Scoring),
         "Repair and fine-tuning": of(Repair, Healing, Finetuning),
         "Running": of(Compute, Benchmark),
-        "Output": [OUTPUT, *of(Export), DRY_RUN, FORCE, JSON, QUIET],
+        "Output": [OUTPUT, *of(Export), DRY_RUN, FORCE, RESUME, JSON, QUIET],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import time
@@ -13,15 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mint_compress.compression import compress
 from mint_compress.errors import MintError
-from mint_compress.files import replacing, sha256_of
+from mint_compress.files import replacing
 from mint_compress.preflight import check_sweep
 from mint_compress.progress import Progress
-from mint_compress.provenance import named_settings
+from mint_compress.provenance import identity, named_settings
 from mint_compress.reporting import Report
 from mint_compress.reporting.records import Metric, Stages
 from mint_compress.settings import Settings, combinations
@@ -83,7 +81,7 @@ def sweep(
     for path in (csv_path, csv_path.with_suffix(".svg")):
         if not rows and path.exists():
             raise MintError(f"{path} is there and is no sweep's. Give another name with -o.")
-    common = {"model": _identity(model), "data": _identity(data), "version": version("mint-compress")}
+    common = {"model": identity(model), "data": identity(data), "version": version("mint-compress")}
     chosen = list(combinations(base, grid))
     # as they come back from the file: tuples become lists
     wanted = [json.loads(json.dumps({**common, **named_settings(one)})) for one in chosen]
@@ -103,18 +101,6 @@ def sweep(
         raise MintError(found[0]["error"])
     draw(found, csv_path.with_suffix(".svg"))
     return found
-
-
-def _identity(of: nn.Module | str | os.PathLike[str]) -> str:
-    """A name that is another one for other contents."""
-    if isinstance(of, nn.Module):
-        digest = hashlib.sha256(str(of).encode())
-        for name, tensor in of.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return f"{type(of).__name__} sha256:{digest.hexdigest()[:16]}"
-    path = Path(of)
-    return f"{path.name} sha256:{sha256_of(path)[:16]}" if path.is_file() else str(of)
 
 
 def _find(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:

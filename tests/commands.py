@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ def good(line: str) -> dict[str, Any]:
     return report
 
 
-def refused(folder: Path, line: str, status: int = 2) -> str:
-    """What the one line of the error says; nothing new is in the folder."""
+def refused(folder: Path, line: str, status: int = 2, left: Sequence[str] = ()) -> str:
+    """What the one line of the error says; nothing new is in the folder but what is named."""
     before = sorted(p.name for p in folder.iterdir())
     result = invoke(f"{line} --quiet")
     assert result.exit_code == status, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
-    assert sorted(p.name for p in folder.iterdir()) == before
+    assert sorted(p.name for p in folder.iterdir()) == sorted({*before, *left})
     return result.stderr

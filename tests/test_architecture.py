@@ -29,7 +29,7 @@ FLOORS = [
     {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},
     {"scoring"},
-    {"planning"},
+    {"planning", "resuming"},
     {"exporting", "provenance", "run"},
     {"recovery", "verifying"},
     {"compression", "inspecting", "importance"},

@@ -288,7 +288,7 @@ def test_dry_run_then_plan_then_a_second_pass(folder: Path) -> None:
     assert 0.3 <= second["ratio"]["removed"] < 0.33
     assert second["validation"]["compressed"] > 0.85
     left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt", "first.plan.json"}
-    suffixes = (".onnx", ".safetensors", ".json")
+    suffixes = (".onnx", ".verify.npz", ".safetensors", ".json")
     assert left == {f"{name}{suffix}" for name in ("first", "second") for suffix in suffixes}
 
 
@@ -375,7 +375,7 @@ def test_a_plan_that_takes_what_must_stay_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["try the export", "repair", "export"])
-def test_ctrl_c_leaves_no_file(models: Path, tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_leaves_no_file_but_what_it_can_go_on_from(models: Path, tmp_path: Path, stage: str) -> None:
     options = f"{models}/resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16 --epochs 0"
     command = [*COMMAND, *options.split(), "--calibration-images", "32", "--round-to", "1"]
     with subprocess.Popen(
@@ -388,8 +388,13 @@ def test_ctrl_c_leaves_no_file(models: Path, tmp_path: Path, stage: str) -> None
                 break
         out, err = p.communicate(timeout=120)
     assert (p.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "Interrupted; nothing was written."
-    assert list(tmp_path.iterdir()) == []
+    if stage == "try the export":
+        assert err.splitlines()[-1] == "Interrupted; nothing was written."
+        assert list(tmp_path.iterdir()) == []
+    else:
+        kept = "what was computed is kept: the same command with --resume goes on where it was."
+        assert err.splitlines()[-1] == f"Interrupted; {kept}"
+        assert [p.name for p in tmp_path.iterdir()] == [".out.onnx.resume"]
 
 
 BROKEN = """
@@ -420,5 +425,5 @@ def test_an_export_that_says_something_else_fails_and_leaves_no_file(
     (metadata / "entry_points.txt").write_text("[mint_compress.exporters]\nbroken = brokenexporter:Broken\n")
     monkeypatch.syspath_prepend(packages)
     monkeypatch.delitem(sys.modules, "brokenexporter", raising=False)
-    said = refused(folder, f"{MLP} --ratio 0.5 -o out.broken --epochs 0", 1)
+    said = refused(folder, f"{MLP} --ratio 0.5 -o out.broken --epochs 0", 1, [".out.broken.resume"])
     assert re.search(r"The exported model differs from the pruned one by .* 1e-04 is allowed", said)

@@ -63,7 +63,7 @@ def test_no_option_is_said_twice_or_left_out_of_the_help() -> None:
     names = [one.name for kind in groups().values() for one in options_of(kind).values()]
     assert len(names) == len(set(names)) and set(GRID) <= set(names)
     listed = [one.name for several in sections().values() for one in several]
-    arguments = ["plan", "data", "output", "dry_run", "force", "json", "quiet"]
+    arguments = ["plan", "data", "output", "dry_run", "force", "resume", "json", "quiet"]
     assert sorted(listed) == sorted(names + arguments)
     assert all(
         isinstance(one, Option) and one.help.endswith(".")

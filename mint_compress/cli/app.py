@@ -82,9 +82,10 @@ class DefaultGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             # caught before click sees it: click would print an empty line first
-            raise click.exceptions.Abort from None
+            notes = " ".join(getattr(error, "__notes__", ()))
+            raise click.exceptions.Abort(notes[:1].lower() + notes[1:].rstrip(".")) from None
         except EOFError as error:
             # click would take it for Ctrl-D; here it can only be a broken file
             raise RuntimeError(f"EOFError: {error}") from error
@@ -117,13 +118,15 @@ def main() -> None:
 @click.pass_obj
 def compress(
     command: str, /, model: Path, data: str | None, plan: Path | None, output: Path | None, dry_run: bool,
-    force: bool, as_json: bool, quiet: bool, **given: Any,
+    force: bool, resume: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Prune MODEL, repair and fine-tune it, export it, check it and time it."""
     if output is None:
         raise MintError("No output given. Name the file to write, for example -o small.onnx.")
     settings = Settings.of(**given)
-    rest: dict[str, Any] = {"plan": plan, "output": output, "dry_run": dry_run, "force": force}
+    rest: dict[str, Any] = {
+        "plan": plan, "output": output, "dry_run": dry_run, "force": force, "resume": resume,
+    }  # fmt: skip
     check_run(model, data, settings, **rest)
     with working(quiet) as progress:
         from mint_compress.compression import compress as run

@@ -73,6 +73,8 @@ def _failed(message: str, status: int, error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    for note in getattr(error, "__notes__", ()):  # what was added to it on its way
+        message = f"{message.rstrip('.')}. {note}"
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     return status
 

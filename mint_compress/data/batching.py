@@ -48,6 +48,13 @@ def batches(
         yield from map(understood, source)
 
 
+def generators_of(source: Source) -> list[torch.Generator]:
+    """What the shuffling of a DataLoader draws from, where that is not PyTorch's own generator."""
+    owners = source, getattr(source, "sampler", None)
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return [one for one in found if isinstance(one, torch.Generator)]
+
+
 def batch_count(source: Source, batch_size: int) -> int:
     """How many batches `batches` yields for ``source``.
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from mint_compress.errors import MintError
 from mint_compress.exporting.session import Array, Session
+from mint_compress.files import writing
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, tensors
@@ -147,7 +148,8 @@ def export(
     if dynamic_size and not any(x.ndim == IMAGES for x in tensors(example_inputs)):
         raise MintError("dynamic-size is for images (n, C, H, W), and the network takes none. Leave it out.")
     more = {"dynamic_size": True} if dynamic_size else {}  # others' exporters may not know it
-    return exporter.export(model, example_inputs, path, metadata=metadata, **more)
+    with writing(path):
+        return exporter.export(model, example_inputs, path, metadata=metadata, **more)
 
 
 def arrays(session: Session, inputs: Inputs) -> tuple[Array, ...]:

@@ -14,6 +14,7 @@ from mint_compress.exporting.protocol import ExportResult, arrays, find_exporter
 from mint_compress.exporting.session import Session
 from mint_compress.exporting.side_by_side import measured
 from mint_compress.exporting.timing import time_in_turn
+from mint_compress.files import writing
 from mint_compress.nn.io import Inputs, count, select, split
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import ExportFigures, Metric, SideBySide
@@ -95,7 +96,8 @@ def quantized(
         tell("int8", done, 2)
         session = _opened(before, how, threads=how.threads)
         given = (arrays(session, part) for part, _ in split(few, AT_ONCE))
-        find_quantizer(before).quantize(before, after, given)
+        with writing(after):
+            find_quantizer(before).quantize(before, after, given)
     tell("int8", 2, 2)
     found = measured(
         {name: _opened(path, how, threads=0) for name, path in paths.items()},

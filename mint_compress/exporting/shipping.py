@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,12 +22,13 @@ from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quan
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.exporting.samples import COUNT as SAMPLES
 from mint_compress.exporting.samples import Samples
-from mint_compress.files import Outputs, outputs, sha256_of
+from mint_compress.files import sha256_of, writing
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
 from mint_compress.reporting.records import Latencies, Latency
+from mint_compress.resuming.folder import Folder
 from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -47,29 +45,25 @@ class Shipment:
     ----------
     original
         The export of the original, with which the pruned network's is compared.
-    stage
-        Names in a hidden folder beside the output.
-    target
-        Names that the files get in the end.
+    folder
+        The hidden folder beside the output, and the names that the files get in the end.
     dynamic_size
         Whether images may have other heights and widths.
     """
 
     original: ExportResult
-    stage: Outputs
-    target: Outputs
+    folder: Folder
     dynamic_size: bool = False
 
 
-@contextmanager
 def exported_first(
     original: nn.Module,
     images: Inputs,
-    target: Outputs,
+    folder: Folder,
     *,
     dynamic_size: bool = False,
     progress: Progress | None = None,
-) -> Iterator[Shipment]:
+) -> Shipment:
     """Export the original, so that a network that cannot be exported is refused before all else.
 
     Parameters
@@ -78,15 +72,15 @@ def exported_first(
         On any device; it is copied, for tracing may leave something on a module.
     images
         Samples, batch first.
-    target
-        Names of the files.
+    folder
+        To work in.
     dynamic_size
         As for :func:`mint_compress.exporting.protocol.export`; tried here with one other size.
 
-    Yields
-    ------
+    Returns
+    -------
     Shipment
-        For :func:`ship`; its temporary files are gone at the end, whatever happens.
+        For :func:`ship`.
 
     Raises
     ------
@@ -94,21 +88,21 @@ def exported_first(
         The original cannot be exported.
     """
     tell = progress or (lambda *_: None)
-    with _staging(target) as stage:
-        beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
+    beside = folder.stage.export.parent / "original"  # a folder of its own, whatever the output is called
+    with writing(folder.target.export):
         beside.mkdir()
-        tell("try the export", 0, 1)
-        try:
-            example = select(images, slice(2))
-            network, path = copied(original), beside / stage.export.name
-            made = export(network, example, path, dynamic_size=dynamic_size)
-            if dynamic_size:
-                check_other_size(network, find_exporter(path).open(path), example)
-        except MintError as error:
-            more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
-            raise _with_more(error, more) from error
-        tell("try the export", 1, 1)
-        yield Shipment(made, stage, target, dynamic_size)
+    tell("try the export", 0, 1)
+    try:
+        example = select(images, slice(2))
+        network, path = copied(original), beside / folder.stage.export.name
+        made = export(network, example, path, dynamic_size=dynamic_size)
+        if dynamic_size:
+            check_other_size(network, find_exporter(path).open(path), example)
+    except MintError as error:
+        more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
+        raise _with_more(error, more) from error
+    tell("try the export", 1, 1)
+    return Shipment(made, folder, dynamic_size)
 
 
 def ship(
@@ -157,7 +151,7 @@ def ship(
     MintError
         The pruned network cannot be exported; the saved weights are kept, and nothing else.
     """
-    stage, target = shipment.stage, shipment.target
+    stage, target = shipment.folder.stage, shipment.folder.target
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
     receipt, parity = verify(
@@ -175,15 +169,19 @@ def ship(
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
     keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
-    keep(after.files, times.pruned, TOLERANCE).write(stage.samples)
+    found = keep(after.files, times.pruned, TOLERANCE)
+    with writing(target.samples):
+        found.write(stage.samples)
     moves[stage.samples] = target.samples
     if int8 is not None:
         beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
         said = remarks(beside, int8.task.metric)
         report = replace(report, int8=beside, notes=(*report.notes, *said))
-        keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE).write(stage.int8_samples)
+        found = keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE)
+        with writing(target.int8_samples):
+            found.write(stage.int8_samples)
         moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
-    return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+    return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
 
 
 def _parity_images(report: Report) -> int:
@@ -222,18 +220,20 @@ def _export_or_keep(
 ) -> ExportResult:
     """Export the pruned network; where that fails, hours of training are kept as the saved weights."""
     tell = progress or (lambda *_: None)
-    saved, kept = shipment.stage.tensors, shipment.target.tensors
+    stage, kept = shipment.folder.stage, shipment.folder.target.tensors
     example = select(images, slice(2))
     tell("export", 0, 1)
     try:
         exported = export(
-            pruned, example, shipment.stage.export, metadata=_metadata(report),
+            pruned, example, stage.export, metadata=_metadata(report),
             dynamic_size=shipment.dynamic_size,
         )  # fmt: skip
     except MintError as error:
         predicted = _predicted(pruned, plan)  # what is kept is what was counted
-        check_receipt(original, pruned, example_inputs=example, predicted=predicted, tensors_path=saved)
-        os.replace(saved, kept)
+        check_receipt(
+            original, pruned, example_inputs=example, predicted=predicted, tensors_path=stage.tensors
+        )
+        _move({stage.tensors: kept}, shipment.folder)
         more = f"The original was exported, the pruned network was not: its weights are kept in {kept}."
         raise _with_more(error, more) from error
     tell("export", 1, 1)
@@ -269,23 +269,22 @@ def _time_both(
     return benchmark(before, after, batch, seconds=how.seconds, progress=progress)
 
 
-def check_target(target: Outputs, provider: str, *, int8: bool = False) -> None:
-    """Find out before anything is computed that files can be written there, and run on the provider.
+def check_target(folder: Folder, provider: str, *, int8: bool = False) -> None:
+    """Find out before anything is computed that there is an exporter, and that it runs on the provider.
 
     With ``int8``, that they can be quantised.
 
     Raises
     ------
     MintError
-        The folder cannot be written, there is no exporter for the suffix, or no such provider here.
+        There is no exporter for the suffix, or no such provider here.
     """
-    exporter = find_exporter(target.export)
+    exporter = find_exporter(folder.target.export)
     if int8:
-        find_quantizer(target.export)
-    with _staging(target) as stage:
-        if provider == "cuda":  # asked for by name; it may be there and not load
-            probe = export(nn.Linear(1, 1), torch.zeros(2, 1), stage.export)
-            exporter.open(probe.path, device=provider)
+        find_quantizer(folder.target.export)
+    if provider == "cuda":  # asked for by name; it may be there and not load
+        probe = export(nn.Linear(1, 1), torch.zeros(2, 1), folder.stage.export)
+        exporter.open(probe.path, device=provider)
 
 
 def _metadata(report: Report) -> dict[str, str]:
@@ -298,37 +297,33 @@ def _metadata(report: Report) -> dict[str, str]:
     return said
 
 
-def _put_in_place(report: Report, moves: Mapping[Path, Path], made: Path, final: Path) -> Report:
+def _put_in_place(report: Report, moves: Mapping[Path, Path], folder: Folder) -> Report:
     """Hash and rename the files, the report last: where it is, everything it speaks of is."""
     hashes = {str(place): sha256_of(file) for file, place in moves.items()}
     if report.model and Path(report.model).is_file():
         hashes = {report.model: sha256_of(Path(report.model)), **hashes}
     report = replace(report, sha256=hashes)
-    made.write_text(report.to_json() + "\n", encoding="utf-8")
-    for file, place in {**moves, made: final}.items():
-        os.replace(file, place)
+    made, final = folder.stage.report, folder.target.report
+    with writing(final):
+        made.write_text(report.to_json() + "\n", encoding="utf-8")
+    _move({**moves, made: final}, folder)
     return report
 
 
-def write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Report:
+def _move(moves: Mapping[Path, Path], folder: Folder) -> None:
+    folder.begin_placing()
+    for file, place in moves.items():
+        with writing(place):
+            os.replace(file, place)
+
+
+def write_plan(report: Report, plan: PruningPlan, folder: Folder | None) -> Report:
     """Write ``OUT.plan.json``, if there is an output at all."""
-    if target is None:
+    if folder is None:
         return report
-    with _staging(target) as stage:
-        stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
-        digest = sha256_of(stage.plan)
-        os.replace(stage.plan, target.plan)
-    return replace(report, sha256={str(target.plan): digest})
-
-
-@contextmanager
-def _staging(target: Outputs) -> Iterator[Outputs]:
-    """A hidden folder beside the output, gone at the end whatever happens."""
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
-    except OSError as error:
-        raise MintError(f"Cannot write to {target.export.parent}: {error.strerror or error}.") from None
-    try:
-        yield outputs(Path(folder) / target.export.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    made, final = folder.stage.plan, folder.target.plan
+    with writing(final):
+        made.write_text(plan.to_json() + "\n", encoding="utf-8")
+    digest = sha256_of(made)
+    _move({made: final}, folder)
+    return replace(report, sha256={str(final): digest})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mint_compress.data.batching import batch_count, batches
+from mint_compress.data.batching import batch_count, batches, generators_of
 from mint_compress.data.datasets import Source
 from mint_compress.data.targets import select_targets
 from mint_compress.errors import MintError
@@ -154,10 +154,13 @@ class _Run:
     def train(self, train: Source, validation: Source | None, checkpoint: Path | None) -> list[EpochResult]:
         epochs = self.hyperparameters.epochs
         self.steps = epochs * batch_count(train, self.hyperparameters.batch_size)
-        state = Resumable(self.hyperparameters, self.model, self.updates.optimizer, self.generator)
+        state = Resumable(
+            self.hyperparameters, self.model, self.updates.optimizer, self.accelerator.scaler,
+            [self.generator, *generators_of(train)], self.accelerator.device,
+        )  # fmt: skip
         results: list[EpochResult] = []
         if checkpoint is not None and checkpoint.exists():
-            self.step, results = state.resume(checkpoint, self.accelerator.device)
+            self.step, results = state.resume(checkpoint)
         for epoch in range(len(results) + 1, epochs + 1):
             results.append(self._epoch(epoch, train, validation))
             logger.info("%s", results[-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from mint_compress.data.batching import batches
+from mint_compress.data.batching import batches, generators_of
 from mint_compress.data.datasets import ImageDataset, Source, are_classes
 from mint_compress.data.targets import Targets, select_targets, targets_to
 from mint_compress.errors import MintError
@@ -112,9 +112,7 @@ def _first_batch(source: Source, device: torch.device) -> tuple[Inputs, Targets]
 @contextmanager
 def _generators_kept(source: Source) -> Iterator[None]:
     """Put back what the shuffling of a DataLoader draws from: a look must not change its order."""
-    owners = source, getattr(source, "sampler", None)
-    drawn_from = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in drawn_from if isinstance(g, torch.Generator)]
+    states = [(g, g.get_state()) for g in generators_of(source)]
     try:
         yield
     finally:

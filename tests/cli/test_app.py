@@ -149,7 +149,7 @@ def test_defaults_are_those_of_the_library(folder: Path, seen: dict[str, Any]) -
     assert callable(seen.pop("progress"))
     assert seen == {
         **{"model": Path("model.pt"), "data": None, "plan": None, "output": Path("out.onnx")},
-        **{"settings": Settings.of(ratio=0.75), "dry_run": False, "force": False},
+        **{"settings": Settings.of(ratio=0.75), "dry_run": False, "force": False, "resume": False},
         "command": "mint-compress model.pt --ratio 0.75 -o out.onnx",
     }
 
@@ -169,7 +169,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --int8"
+        "--dynamic-size --int8 --resume"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -192,7 +192,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
     }
     assert seen["settings"].flat() == expected
     assert (seen["data"], seen["plan"]) == ("digits", Path("model.pt"))
-    assert seen["dry_run"] and seen["force"]
+    assert seen["dry_run"] and seen["force"] and seen["resume"]
 
 
 def test_the_papers_word_is_no_option_of_the_help(folder: Path) -> None:

@@ -343,10 +343,16 @@ class Killed(Exception):
     pass
 
 
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def shuffled() -> DataLoader:
+    """With a generator of its own, which no seed of ours reaches."""
+    return DataLoader(blobs(50), 16, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("data", [lambda: blobs(50), shuffled], ids=["dataset", "loader"])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path, data: Any) -> None:
     whole, halted = network(dropout=0.2), network(dropout=0.2)
     settings: dict[str, Any] = {"epochs": 4, "batch_size": 16, "device": "cpu", "seed": 3}
-    expected = finetune_(whole, blobs(50), **settings)
+    expected = finetune_(whole, data(), **settings)
     kept = tmp_path / "state"
 
     def kill(stage: str, done: int, total: int) -> None:
@@ -355,12 +361,12 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) ->
             raise Killed
 
     with pytest.raises(Killed):
-        finetune_(halted, blobs(50), checkpoint=kept, progress=kill, **settings)
+        finetune_(halted, data(), checkpoint=kept, progress=kill, **settings)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     halted.load_state_dict(network(1, dropout=0.2).state_dict())  # the file holds the weights as well
     steps: list[int] = []
     results = finetune_(
-        halted, blobs(50), checkpoint=kept, progress=lambda _, done, __: steps.append(done), **settings
+        halted, data(), checkpoint=kept, progress=lambda _, done, __: steps.append(done), **settings
     )
     assert steps[0] == 9
     assert same(state(halted), state(whole))
@@ -383,6 +389,9 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
         other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         finetune_(other, blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
     torch.save({"settings": torch.load(kept)["settings"]}, kept)
+    with pytest.raises(MintError, match="is no state of a training"):
+        finetune_(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
+    torch.save({}, kept)
     with pytest.raises(MintError, match="is no state of a training"):
         finetune_(network(), blobs(50), checkpoint=kept, epochs=2, batch_size=16, device="cpu")
     kept.write_bytes(b"something else")

@@ -60,18 +60,19 @@ class Outputs(NamedTuple):
     int8_samples: Path
     tensors: Path
     report: Path
+    page: Path
     plan: Path
 
 
 def outputs(output: str | Path) -> Outputs:
     """Names of the files that belong to ``OUT.onnx``.
 
-    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json and
-    OUT.plan.json.
+    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json,
+    OUT.html and OUT.plan.json.
     """
     path = Path(output)
     int8 = path.with_suffix(f".int8{path.suffix}")
-    rest = map(path.with_suffix, (".safetensors", ".json", ".plan.json"))
+    rest = map(path.with_suffix, (".safetensors", ".json", ".html", ".plan.json"))
     return Outputs(path, samples_of(path), int8, samples_of(int8), *rest)
 
 

@@ -126,7 +126,7 @@ def _check_output(
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
     exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
-    written = (files.plan,) if dry_run else (*exports, files.tensors, files.report)
+    written = (files.plan,) if dry_run else (*exports, files.tensors, files.report, files.page)
     # a run that was killed while it put its files there may replace them
     force = force or (resume and placing_mark(hidden_folder(written[0])).exists())
     for path in written:

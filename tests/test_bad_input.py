@@ -146,7 +146,7 @@ def test_cuda_without_cuda(folder: Path) -> None:
     assert "CUDA" in said
 
 
-@pytest.mark.parametrize("name", ["out.onnx", "out.safetensors", "out.json"])
+@pytest.mark.parametrize("name", ["out.onnx", "out.safetensors", "out.json", "out.html"])
 def test_an_existing_output_needs_force(folder: Path, name: str) -> None:
     (folder / name).write_text("mine")
     said = refused(folder, "mlp.pt --ratio 0.5 -o out.onnx --data digits")

@@ -183,6 +183,7 @@ def test_with_an_output_the_files_hold_what_was_returned(chain: nn.Module, tmp_p
         "small.verify.npz",
         "small.safetensors",
         "small.json",
+        "small.html",
     }
     assert json.loads((tmp_path / "small.json").read_text()) == report.to_dict()
     assert report.receipt == ReceiptCounts(*[parameters(small)] * 3)

@@ -104,7 +104,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 def test_every_file_is_there_and_nothing_else(run: Run) -> None:
     assert {p.name for p in run.folder.iterdir()} == {
-        *("resnet20.pt", "out.onnx", "out.verify.npz", "out.safetensors", "out.json"),
+        *("resnet20.pt", "out.onnx", "out.verify.npz", "out.safetensors", "out.json", "out.html"),
     }
 
 
@@ -288,7 +288,7 @@ def test_dry_run_then_plan_then_a_second_pass(folder: Path) -> None:
     assert 0.3 <= second["ratio"]["removed"] < 0.33
     assert second["validation"]["compressed"] > 0.85
     left = {p.name for p in folder.iterdir()} - {"mlp.pt", "resnet20.pt", "first.plan.json"}
-    suffixes = (".onnx", ".verify.npz", ".safetensors", ".json")
+    suffixes = (".onnx", ".verify.npz", ".safetensors", ".json", ".html")
     assert left == {f"{name}{suffix}" for name in ("first", "second") for suffix in suffixes}
 
 

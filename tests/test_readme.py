@@ -157,7 +157,7 @@ def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {
         "vgg16.pt",
-        *(f"vgg16_small{suffix}" for suffix in (".onnx", ".safetensors", ".json")),
+        *(f"vgg16_small{suffix}" for suffix in (".onnx", ".verify.npz", ".safetensors", ".json", ".html")),
     }
     report = json.loads((tmp_path / "vgg16_small.json").read_text())
     assert 0.75 <= report["ratio"]["removed"] <= 0.77

@@ -260,7 +260,7 @@ def test_the_last_lines_say_whether_to_ship(full: Report) -> None:
         "Original    median 12.50 ms, p90 13.00 ms, p99 14.25 ms (812 runs)",
         "Pruned      median 3.125 ms, p90 3.500 ms, p99 not measured (82 runs)",
         "Speed-up    4.00x (MACs ratio 4.00x) on CPUExecutionProvider",
-        "Written     out/small.onnx, .safetensors, .json",
+        "Written     out/small.onnx, .safetensors, .json, .html",
     ]
 
 
@@ -353,6 +353,6 @@ def test_files_are_what_was_written_not_what_was_read() -> None:
     second_pass = Report(
         model="small.safetensors", sha256={"small.safetensors": "a", "b.onnx": "b", "b.safetensors": "c"}
     )
-    assert second_pass.files == ("b.onnx", "b.safetensors", "b.json")
+    assert second_pass.files == ("b.onnx", "b.safetensors", "b.json", "b.html")
     assert Report(sha256={"small.plan.json": "a"}).files == ("small.plan.json",)
     assert "Written     small.plan.json" in str(Report(sha256={"small.plan.json": "a"}))

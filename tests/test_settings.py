@@ -164,7 +164,7 @@ def test_the_output_needs_a_suffix_and_a_folder(tmp_path: Path, model: Path) -> 
         check(model, ratio=0.5, output=tmp_path / "none" / "out.onnx")
 
 
-@pytest.mark.parametrize("name", ["out.onnx", "out.verify.npz", "out.safetensors", "out.json"])
+@pytest.mark.parametrize("name", ["out.onnx", "out.verify.npz", "out.safetensors", "out.json", "out.html"])
 def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path, model: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     given: dict[str, Any] = {"model": model, "ratio": 0.5, "output": tmp_path / "out.onnx"}
@@ -202,6 +202,7 @@ def test_outputs_share_the_stem() -> None:
         "a/b.v2.int8.verify.npz",
         "a/b.v2.safetensors",
         "a/b.v2.json",
+        "a/b.v2.html",
         "a/b.v2.plan.json",
     ]
 

@@ -27,6 +27,7 @@ from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
+from mint_compress.reporting.html import report_page
 from mint_compress.reporting.records import Latencies, Latency
 from mint_compress.resuming.folder import Folder
 from mint_compress.settings import Benchmark
@@ -306,7 +307,10 @@ def _put_in_place(report: Report, moves: Mapping[Path, Path], folder: Folder) ->
     made, final = folder.stage.report, folder.target.report
     with writing(final):
         made.write_text(report.to_json() + "\n", encoding="utf-8")
-    _move({**moves, made: final}, folder)
+    page = folder.stage.page
+    with writing(folder.target.page):
+        page.write_text(report_page(report), encoding="utf-8")
+    _move({**moves, page: folder.target.page, made: final}, folder)
     return report
 
 

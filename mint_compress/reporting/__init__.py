@@ -138,11 +138,10 @@ class Report:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files written: those with a hash, and the report that lies beside the tensors."""
+        """The files written: those with a hash, and the report and its page that lie beside the tensors."""
         written = [name for name in self.sha256 if name != self.model]
-        reports = [
-            str(PurePath(name).with_suffix(".json")) for name in written if name.endswith(".safetensors")
-        ]
+        tensors = [PurePath(name) for name in written if name.endswith(".safetensors")]
+        reports = [str(path.with_suffix(ending)) for path in tensors for ending in (".json", ".html")]
         return (*written, *reports)
 
     def to_dict(self) -> dict[str, Any]:

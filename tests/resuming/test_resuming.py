@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 OUTPUT = "small.pickled"
 HIDDEN = f".{OUTPUT}.resume"
-FILES = {OUTPUT, "small.verify.npz", "small.safetensors", "small.json"}
+FILES = {OUTPUT, "small.verify.npz", "small.safetensors", "small.json", "small.html"}
 GOES_ON = "What was computed is kept: the same command with --resume goes on where it was."
 
 
@@ -296,7 +296,7 @@ def test_a_command_killed_in_any_stage_goes_on(tmp_path: Path) -> None:
         status, said = command(folder, "small.onnx --resume")
         assert status == 0, said
         (folder / "net.pt").unlink()
-        assert_the_same(folder, other, {"small.onnx", "small.verify.npz", "small.safetensors", "small.json"})
+        assert_the_same(folder, other, {"small.onnx", *FILES} - {OUTPUT})
 
 
 # What is found of an earlier run

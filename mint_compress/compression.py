@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.opening import open_model
 from mint_compress.data.calibration_draw import one_sample
@@ -39,6 +40,7 @@ from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.tasks.finding import find_task
 
 
+@processes.sharing()
 def compress(
     model: nn.Module | str | os.PathLike[str],
     data: Any = None,
@@ -53,6 +55,9 @@ def compress(
     **options: Any,
 ) -> tuple[nn.Module, Report]:
     """Make a smaller network: score, plan, remove, repair, fine-tune, export, check, measure.
+
+    Processes that torchrun or ``accelerate launch`` has started share the work, if all of them call this with
+    the same arguments; the main one writes, and all get the result.
 
     Parameters
     ----------
@@ -98,7 +103,7 @@ def compress(
     target = check_run(model, data, settings, plan=plan, output=output, dry_run=dry_run, force=force)
     if target is not None:
         check_target(target, settings.benchmark.provider)
-    progress = clock = StageClock(progress)
+    progress = clock = StageClock(progress if processes.is_main() else None)
     run = _opened(model, data, settings, progress)
     report = replace(_begun(run, model, command), seconds=clock.seconds)  # which grow until it is written
     images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
@@ -136,6 +141,8 @@ def _opened(
     data, shape = _open_data(original, data, settings)
     # for a second pass: what it takes from now on
     remember_builder(original, builder_of(original), shape if is_single(shape) else None)
+    if processes.world() > 1:
+        notes += (f"{processes.world()} processes share the work",)
     notes += (data.description if data else f"no data: {describe(shape)} noise images, nothing is measured",)
     example = one_sample(data, shape, seed=settings.compute.seed)
     job = settings.job
@@ -231,7 +238,7 @@ def _chosen(run: Run, images: Inputs) -> PruningPlan:
             break
         run.groups = tried
     run.notes += _little_computed(plan, budget.cost)
-    return plan
+    return processes.by_main(lambda: plan)
 
 
 def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:

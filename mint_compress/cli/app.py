@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from mint_compress import processes
 from mint_compress.cli.options import BENCH, COMPRESS, INSPECT, SWEEP, SectionedCommand, options
 from mint_compress.cli.terminal import ended_as_by_ctrl_c, exit_status, terminal, third_parties_silenced
 from mint_compress.errors import MintError
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 PROGRAM = "mint-compress"
 LOADING = "load PyTorch"
+ONE_PROCESS = (
+    "accelerate launch starts several processes on GPUs only: this is one alone. torchrun --nproc-per-node N "
+    "starts several on a CPU"
+)
 WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 FILE = click.Path(path_type=Path)
 
@@ -121,15 +127,23 @@ def compress(
         progress(LOADING, 1, 1)
         with third_parties_silenced():
             _, report = run(model, data, settings=settings, command=command, progress=progress, **rest)
-    _show(report, as_json, quiet)
+    if _speaks():
+        _show(report, as_json, quiet)
 
 
 @contextmanager
 def working(quiet: bool) -> Iterator[Progress]:
     """The terminal while something long goes on, which begins with loading PyTorch."""
-    with terminal(quiet) as progress:
+    with terminal(quiet or not _speaks()) as progress:
+        if processes.is_launch_of_one():
+            logging.getLogger("mint_compress").warning(ONE_PROCESS)
         progress(LOADING, 0, 1)
         yield progress
+
+
+def _speaks() -> bool:
+    """Of processes that share a run, the main one alone writes to the terminal."""
+    return processes.launched()[0] == 0
 
 
 def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
@@ -146,6 +160,8 @@ def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
 @options(INSPECT)
 def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """List the channel groups of MODEL, why some must stay, and the largest possible --ratio."""
+    if not _speaks():
+        return  # there is nothing to share
     settings = Settings.of(**given)
     check_model(model)
     with working(quiet) as progress:
@@ -177,9 +193,9 @@ def sweep(model: Path, data: str, output: Path, as_json: bool, quiet: bool, **gi
                 if not output.exists():
                     raise
                 raise click.exceptions.Abort(f"the rows made so far are in {output}") from None
-    if as_json:
+    if as_json and _speaks():
         click.echo(json.dumps(rows, indent=2))
-    elif not quiet:
+    elif not quiet and _speaks():
         click.echo(table(rows))
 
 
@@ -191,6 +207,8 @@ def bench(
     a: Path, b: Path, as_json: bool, quiet: bool, input_shape: tuple[int, ...] | None, seed: int, **given: Any
 ) -> None:
     """Time two exported models in turn: A B A B."""
+    if not _speaks():
+        return  # others would only disturb
     for path in (a, b):
         check_file("model", path)
     for one in BENCH["Benchmark"]:  # under the names that they have here

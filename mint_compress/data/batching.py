@@ -11,13 +11,19 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mint_compress.data.batch_kinds import collated, understood
 from mint_compress.data.datasets import ImageDataset, Source
+from mint_compress.data.shares import can_be_shared, share_of_each, shared_loader
 from mint_compress.data.targets import Targets
 from mint_compress.errors import MintError
 from mint_compress.nn.io import Inputs
+from mint_compress.processes import Share
 
 
 def batches(
-    source: Source, batch_size: int, *, generator: torch.Generator | None = None
+    source: Source,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Iterator[tuple[Inputs, Targets]]:
     """Go once through ``source`` and yield (inputs, targets), the last batch perhaps smaller.
 
@@ -30,6 +36,9 @@ def batches(
         Images per batch of a dataset.
     generator
         Given, a dataset comes in shuffled order and its augmentation draws from here too.
+    share
+        What is taken of each batch; batches of which nothing is are passed over. The rest is not even read
+        where the source can be asked for some samples: a dataset, or a plain DataLoader over one.
 
     Raises
     ------
@@ -37,15 +46,18 @@ def batches(
         A batch is something else, or its parts have other numbers of samples.
     """
     if isinstance(source, ImageDataset):
-        chunks = _chunks(len(source), batch_size, generator)
+        chunks = _chunks(len(source), batch_size, generator, share)
         yield from _fetched(lambda rows: source.gather(rows, generator), chunks, ahead=source.prefetch)
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        for rows in _chunks(len(source), batch_size, generator):  # type: ignore[arg-type]
+        for rows in _chunks(len(source), batch_size, generator, share):  # type: ignore[arg-type]
             yield understood(collated([source[i] for i in rows.tolist()]))
     elif isinstance(source, IterableDataset):
-        yield from map(understood, DataLoader(source, batch_size=batch_size, collate_fn=collated))
+        loader = DataLoader(source, batch_size=batch_size, collate_fn=collated)
+        yield from share_of_each(map(understood, loader), share)
+    elif share is not None and can_be_shared(source):
+        yield from map(understood, shared_loader(source, share))
     else:
-        yield from map(understood, source)
+        yield from share_of_each(map(understood, source), share)
 
 
 def batch_count(source: Source, batch_size: int) -> int:
@@ -63,9 +75,13 @@ def batch_count(source: Source, batch_size: int) -> int:
     return -(-size // batch_size) if isinstance(source, Dataset) else size
 
 
-def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
+def _chunks(count: int, size: int, generator: torch.Generator | None, share: Share | None) -> list[Tensor]:
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    return [order[start : start + size] for start in range(0, count, size)]
+    chunks = [order[start : start + size] for start in range(0, count, size)]
+    if share is None:
+        return chunks
+    taken = (chunk[list(share.of(len(chunk)))] for chunk in chunks)
+    return [rows for rows in taken if len(rows)]
 
 
 def _fetched(

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
@@ -80,7 +81,8 @@ def exported_first(
     Yields
     ------
     Shipment
-        For :func:`ship`; its temporary files are gone at the end, whatever happens.
+        For :func:`ship`; its temporary files are gone at the end, whatever happens. Of processes that share
+        the work, the main one exports.
 
     Raises
     ------
@@ -90,19 +92,23 @@ def exported_first(
     tell = progress or (lambda *_: None)
     with _staging(target) as stage:
         beside = stage.export.parent / "original"  # a folder of its own, whatever the output is called
-        beside.mkdir()
-        tell("try the export", 0, 1)
-        try:
-            example = select(images, slice(2))
-            network, path = copied(original), beside / stage.export.name
-            made = export(network, example, path, dynamic_size=dynamic_size)
-            if dynamic_size:
-                check_other_size(network, find_exporter(path).open(path), example)
-        except MintError as error:
-            more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
-            raise _with_more(error, more) from error
-        tell("try the export", 1, 1)
-        yield Shipment(made, stage, target, dynamic_size)
+
+        def made() -> ExportResult:
+            beside.mkdir()
+            tell("try the export", 0, 1)
+            try:
+                example = select(images, slice(2))
+                network, path = copied(original), beside / stage.export.name
+                result = export(network, example, path, dynamic_size=dynamic_size)
+                if dynamic_size:
+                    check_other_size(network, find_exporter(path).open(path), example)
+            except MintError as error:
+                more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
+                raise _with_more(error, more) from error
+            tell("try the export", 1, 1)
+            return result
+
+        yield Shipment(processes.by_main(made), stage, target, dynamic_size)
 
 
 def ship(
@@ -118,6 +124,8 @@ def ship(
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
+
+    Of processes that share the work the main one does, and all get the report.
 
     Parameters
     ----------
@@ -148,6 +156,22 @@ def ship(
     MintError
         The pruned network cannot be exported; the saved weights are kept, and nothing else.
     """
+    return processes.by_main(
+        lambda: _shipped(report, original, pruned, plan, images, shipment, how, logits, progress)
+    )
+
+
+def _shipped(
+    report: Report,
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    images: Inputs,
+    shipment: Shipment,
+    how: Benchmark,
+    logits: int | None,
+    progress: Progress | None,
+) -> Report:
     stage, target = shipment.stage, shipment.target
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
@@ -236,7 +260,7 @@ def check_target(target: Outputs, provider: str) -> None:
     """
     exporter = find_exporter(target.export)
     with _staging(target) as stage:
-        if provider == "cuda":  # asked for by name; it may be there and not load
+        if provider == "cuda" and processes.is_main():  # asked for by name; it may be there and not load
             probe = export(nn.Linear(1, 1), torch.zeros(2, 1), stage.export)
             exporter.open(probe.path, device=provider)
 
@@ -264,24 +288,42 @@ def _put_in_place(report: Report, moves: Mapping[Path, Path], made: Path, final:
 
 
 def write_plan(report: Report, plan: PruningPlan, target: Outputs | None) -> Report:
-    """Write ``OUT.plan.json``, if there is an output at all."""
+    """Write ``OUT.plan.json``, if there is an output at all; of several processes, the main one does."""
     if target is None:
         return report
     with _staging(target) as stage:
-        stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
-        digest = sha256_of(stage.plan)
-        os.replace(stage.plan, target.plan)
+        return processes.by_main(lambda: _with_plan(report, plan, stage, target))
+
+
+def _with_plan(report: Report, plan: PruningPlan, stage: Outputs, target: Outputs) -> Report:
+    stage.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
+    digest = sha256_of(stage.plan)
+    os.replace(stage.plan, target.plan)
     return replace(report, sha256={str(target.plan): digest})
 
 
 @contextmanager
 def _staging(target: Outputs) -> Iterator[Outputs]:
-    """A hidden folder beside the output, gone at the end whatever happens."""
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
-    except OSError as error:
-        raise MintError(f"Cannot write to {target.export.parent}: {error.strerror or error}.") from None
+    """A hidden folder beside the output, gone at the end whatever happens.
+
+    Processes that share the work have one, which the main one makes. Every one of them clears it away when it
+    has failed, for the main one may have been killed.
+    """
+
+    def made() -> str:
+        try:
+            return tempfile.mkdtemp(prefix=f".{target.export.name}.", dir=target.export.parent)
+        except OSError as error:
+            raise MintError(f"Cannot write to {target.export.parent}: {error.strerror or error}.") from None
+
+    folder = processes.by_main(made)
+    done = False
     try:
         yield outputs(Path(folder) / target.export.name)
+        done = True
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if processes.is_main() or not done:
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:  # torchrun ends a process whose partner is gone, perhaps while it clears away
+                shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mint_compress import processes
+from mint_compress.nn.devices import device_of
 from mint_compress.nn.input_selection import selected
 
 
@@ -15,11 +17,26 @@ class LayerSamples:
         self._layer = layer
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._batches: list[int] = []
 
-    def add(self, inputs: Tensor, output: Tensor, images: int) -> None:
-        """Take one call of the layer on a batch of that many images."""
+    def add(self, inputs: Tensor, output: Tensor, images: int, batch: int) -> None:
+        """Take one call of the layer on a batch of that many images; batches are numbered."""
         self._inputs.append(_image_means(self._layer, selected(self._layer, inputs), images))
         self._outputs.append(_image_means(self._layer, output, images))
+        self._batches.append(batch)
+
+    def add_up_(self) -> None:
+        """Take in the calls of all processes, in the order of the batches."""
+        own = [list(map(Tensor.cpu, means)) for means in (self._inputs, self._outputs)]
+        calls = [
+            call
+            for inputs, outputs, batches in processes.gathered((*own, self._batches))
+            for call in zip(batches, inputs, outputs, strict=True)
+        ]
+        calls.sort(key=lambda call: call[0])  # stable: a layer may be called several times for a batch
+        device = device_of(self._layer)
+        self._batches = [call[0] for call in calls]
+        self._inputs, self._outputs = ([call[side].to(device) for call in calls] for side in (1, 2))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """``(n, C_in)`` and ``(n, C_out)``, paired row by row."""

@@ -212,11 +212,12 @@ class _Dual(RidgeFit):
         self._rows[held_out].append((x, y))
 
     def add_up_(self) -> None:
-        if processes.world() > 1:
-            for rows in self._rows:
-                device = rows[0][0].device if rows else "cpu"
-                own = [(x.cpu(), y.cpu()) for x, y in rows]
-                rows[:] = [(x.to(device), y.to(device)) for each in processes.gathered(own) for x, y in each]
+        if processes.world() == 1:
+            return
+        device = next((x.device for rows in self._rows for x, _ in rows), torch.device("cpu"))
+        for rows in self._rows:
+            every = processes.gathered([(x.cpu(), y.cpu()) for x, y in rows])
+            rows[:] = [(x.to(device), y.to(device)) for each in every for x, y in each]
 
     def _split(self, *parts: bool) -> tuple[Tensor, Tensor]:
         rows = [pair for part in parts for pair in self._rows[part]]

@@ -27,16 +27,14 @@ class LayerSamples:
 
     def add_up_(self) -> None:
         """Take in the calls of all processes, in the order of the batches."""
-        own = [list(map(Tensor.cpu, means)) for means in (self._inputs, self._outputs)]
-        calls = [
-            call
-            for inputs, outputs, batches in processes.gathered((*own, self._batches))
-            for call in zip(batches, inputs, outputs, strict=True)
-        ]
+        means = ([each.cpu() for each in side] for side in (self._inputs, self._outputs))
+        own = list(zip(self._batches, *means, strict=True))
+        calls = [call for theirs in processes.gathered(own) for call in theirs]
         calls.sort(key=lambda call: call[0])  # stable: a layer may be called several times for a batch
         device = device_of(self._layer)
         self._batches = [call[0] for call in calls]
-        self._inputs, self._outputs = ([call[side].to(device) for call in calls] for side in (1, 2))
+        self._inputs = [call[1].to(device) for call in calls]
+        self._outputs = [call[2].to(device) for call in calls]
 
     def result(self) -> tuple[Tensor, Tensor]:
         """``(n, C_in)`` and ``(n, C_out)``, paired row by row."""

@@ -57,8 +57,8 @@ def output_sensitivity(
     signs = torch.Generator().manual_seed(seed)
     model = copied(model)
     layers = {name: model.get_submodule(name) for name in layers}
-    total: dict[str, Tensor] | None = {}
-    images, skipped = 0, list[int]()
+    total: dict[str, Tensor] = {}
+    images, skipped, failed = 0, list[int](), False
     for number, few in enumerate(_few_at_once(batches)):
         images += count(few)
         if not processes.is_mine(number):
@@ -71,13 +71,13 @@ def output_sensitivity(
             log.warning("Outputs are scored alike, since the backward pass fails: %s", said)
             slopes = None
         if slopes is None:
-            total = None
+            failed = True
             break
         skipped = []
         for name, slope in slopes:
             squares = mean_over_places(layers[name], slope.double().square())
             total[name] = total.get(name, 0.0) + squares.sum(0)
-    if any(processes.gathered(total is None)) or total is None:
+    if any(processes.gathered(failed)):
         return {}
     total = processes.summed(total)
     return {name: sums / images for name, sums in total.items() if bool(sums.isfinite().all())}

@@ -111,10 +111,11 @@ class _ShiftedSum:
         self._sum: Tensor | float = 0.0
         self._rows = 0
 
-    def count_from(self, rows: Tensor) -> None:
-        """Count from the mean of these rows, which are not taken in."""
+    def count_from(self, rows: Tensor) -> Tensor:
+        """Count from the mean of these rows, which are not taken in, unless it is counted from others."""
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True)
+        return self._shift
 
     def add_up_(self) -> None:
         """Take in the rows of all processes, which must have counted from the same."""
@@ -124,8 +125,7 @@ class _ShiftedSum:
 
     def add(self, rows: Tensor) -> Tensor:
         """Take ``(1, n, columns)`` rows, and give them back shifted."""
-        self.count_from(rows)
-        rows = rows - self._shift
+        rows = rows - self.count_from(rows)
         self._sum = self._sum + rows.sum(1, keepdim=True).double()
         self._rows += rows.shape[1]
         return rows

@@ -12,6 +12,7 @@ from mint_compress.data.calibration_draw import affordable, draw
 from mint_compress.data.data import Data
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.nn.batch_size import kept_alive, samples_at_once
+from mint_compress.nn.counting import module_macs
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
 from mint_compress.settings import Settings
@@ -20,6 +21,9 @@ from mint_compress.training.tasks.protocol import Measurement, Task
 
 BATCH = 64
 """Images in one forward pass, at most."""
+NOISE_MACS, LEAST_NOISE = 6e11, 32
+"""Multiply-accumulate operations of one pass over images of noise, which say how layers are connected and not
+what they are for; and how many are drawn even so."""
 
 
 @dataclass
@@ -43,13 +47,18 @@ class Run:
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")
-        if asked is None and self.data is None:  # noise is worth no more time than one go takes
-            wanted = min(wanted, kept_alive(self.original, self.example))
+        if asked is None and self.data is None:
+            wanted = min(wanted, self._noise())
         images = draw(
             self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
         )
         self.notes.append(f"{what_for}calibration images: {count(images)}{why}")
         return images
+
+    def _noise(self) -> int:
+        """Images of noise that are worth their time: no more than go through both networks in one piece."""
+        paid_for = int(NOISE_MACS / max(1, module_macs(self.original, self.example).total))
+        return min(kept_alive(self.original, self.example), max(LEAST_NOISE, paid_for))
 
     @cached_property
     def batch(self) -> int:

@@ -217,6 +217,16 @@ def test_a_default_is_capped_and_said_a_number_given_is_not(chain: nn.Module) ->
         compress(chain, arrays(), estimator="gmi", samples_per_class=31, **QUICK)
 
 
+def test_noise_is_worth_no_more_time_than_its_macs_say(
+    chain: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    macs = module_macs(chain, torch.zeros(1, 3, 6, 6)).total
+    for paid_for, drawn in ((40, 40), (5, 32)):
+        monkeypatch.setattr("mint_compress.run.NOISE_MACS", paid_for * macs)
+        _, report = compress(chain, None, input_shape=(3, 6, 6), **QUICK)
+        assert f"calibration images: {drawn}" in report.notes
+
+
 def test_stages_that_are_left_out_are_not_measured(chain: nn.Module) -> None:
     _, report = compress(chain, arrays(), **QUICK)
     assert report.accuracy.repaired is not None and report.accuracy.finetuned is None

@@ -31,7 +31,9 @@ from mint_compress.reporting.records import Latencies
 from mint_compress.settings import Benchmark
 from mint_compress.surgery.pruning_plan import PruningPlan
 
-PARITY_IMAGES = 32
+PARITY_IMAGES, LEAST_PARITY_IMAGES = 32, 7
+PARITY_MACS = 2e11
+"""Multiply-accumulate operations that comparing the export with the network may take in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,9 @@ def _shipped(
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
     receipt, parity = verify(
-        original, pruned, after, select(images, slice(PARITY_IMAGES)), predicted=_predicted(pruned, plan),
-        tensors_path=stage.tensors, device=how.provider, threads=how.threads, logits=logits,
-        progress=progress,
+        original, pruned, after, select(images, slice(_parity_images(report))),
+        predicted=_predicted(pruned, plan), tensors_path=stage.tensors, device=how.provider,
+        threads=how.threads, logits=logits, progress=progress,
     )  # fmt: skip
     sizes = _other_size(pruned, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
@@ -190,6 +192,12 @@ def _shipped(
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, stage.report, target.report)
+
+
+def _parity_images(report: Report) -> int:
+    """A large network says in few images whether it is the same: each gives many numbers to compare."""
+    assert report.macs is not None
+    return max(LEAST_PARITY_IMAGES, min(PARITY_IMAGES, int(PARITY_MACS / max(1, report.macs.after))))
 
 
 def _export_or_keep(

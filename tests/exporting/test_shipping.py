@@ -15,8 +15,11 @@ from toydata import CLASSES, arrays
 
 from mint_compress import CheckFailed, MintError, compress, load, save
 from mint_compress.exporting.protocol import ExportResult
+from mint_compress.exporting.shipping import _parity_images
 from mint_compress.nn.counting import parameters
 from mint_compress.nn.io import Inputs
+from mint_compress.reporting import Report
+from mint_compress.reporting.records import Counts
 
 OPTIONS: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "epochs": 1, "device": "cpu", "bench_seconds": 0.05}
 BEFORE = ["read the model", "analyse", "try the export"]
@@ -207,3 +210,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stage: str) -> None:
 )
 def test_what_pytorch_says_is_told_without_places_in_packages(told: str, kept: str) -> None:
     assert of_pytorch(RuntimeError(told)) == kept
+
+
+@pytest.mark.parametrize(("macs", "images"), [(1, 32), (10**10, 20), (10**12, 7)])
+def test_a_large_network_is_compared_on_fewer_images(macs: int, images: int) -> None:
+    assert _parity_images(Report(macs=Counts(10**13, macs))) == images

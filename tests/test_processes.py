@@ -22,6 +22,7 @@ from networks import build
 from torch import Tensor
 from toydata import task
 
+from mint_compress import processes
 from mint_compress.data.datasets import ArrayDataset
 from mint_compress.training.finetuning import finetune_
 
@@ -72,6 +73,46 @@ def folder(network: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Monke
     np.savez(tmp_path / "quarters.npz", x_train=x, y_train=y, x_test=test_x, y_test=test_y)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+# ---- who is who
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, (2, 3)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "4"}, (0, 4)),
+        ({"RANK": "some", "WORLD_SIZE": "2"}, (0, 1)),
+    ],
+)
+def test_launchers_say_by_variables_which_process_it_is(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pair in processes.RANKS:
+        for name in pair:
+            monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert processes.launched() == (0, 1)  # nobody to meet
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert processes.launched() == expected
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert processes.is_launch_of_one() is (expected[1] == 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7, 128])
+def test_shares_of_a_batch_are_all_of_it_or_nothing(size: int) -> None:
+    for world in (1, 2, 3):
+        for least in (0, 1, 2):
+            taken = [list(processes.Share(rank, world, least).of(size)) for rank in range(world)]
+            every = sorted(row for rows in taken for row in rows)
+            assert every == (list(range(size)) if size >= least * world else [])
+            assert not every or min(map(len, taken)) >= least
 
 
 # ---- stages

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 PROGRAM = "mint-compress"
 LOADING = "load PyTorch"
 ONE_PROCESS = (
-    "accelerate launch starts one process unless --multi_gpu is given, which needs no GPU: this one is alone. "
-    "torchrun --nproc-per-node N starts several as well"
+    "accelerate launch starts one process unless --multi_gpu is given, which needs no GPU: this one is "
+    "alone. torchrun --nproc-per-node N starts several as well"
 )
 WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 FILE = click.Path(path_type=Path)

@@ -20,6 +20,7 @@ from toydata import arrays, loaders
 
 import mint_compress as mc
 from mint_compress import processes
+from mint_compress.data.augmentation import Augmented
 from mint_compress.data.batching import batches as batches_of
 from mint_compress.nn.contexts import seeded
 from mint_compress.scoring.calibration import calibrate
@@ -79,8 +80,8 @@ def network(normalised: bool) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).eval()
 
 
-def finetuned(data: Any) -> list[Tensor]:
-    model = network(False)
+def finetuned(data: Any, *, normalised: bool = False) -> list[Tensor]:
+    model = network(normalised)
     result = mc.finetune_(model, data, teacher=network(True), epochs=2, batch_size=19, device="cpu")
     return [torch.tensor([one.loss for one in result]), *model.state_dict().values()]
 
@@ -128,6 +129,8 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     **{f"calibrate {name}": partial(calibrated, name) for name in SOME},
     **{f"repair {name}": partial(repaired, name) for name in SOME},
     "finetune a dataset": lambda: finetuned(arrays().train),
+    "finetune augmented images": lambda: finetuned(Augmented(arrays().train, padding=1)),
+    "finetune with normalisation": lambda: finetuned(arrays().train, normalised=True),
     "finetune a loader": lambda: finetuned(DataLoader(arrays().train, batch_size=19, shuffle=True)),
     "finetune batches": lambda: finetuned(list(loaders()["train"])),
     "heal": healed,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from mint_compress.data.augmentation import Augmented
 from mint_compress.data.batch_kinds import collated, understood
 from mint_compress.data.datasets import ImageDataset, Source
 from mint_compress.data.shares import can_be_shared, share_of_each, shared_loader
@@ -46,10 +48,17 @@ def batches(
         A batch is something else, or its parts have other numbers of samples.
     """
     if isinstance(source, ImageDataset):
-        chunks = _chunks(len(source), batch_size, generator, share)
-        yield from _fetched(lambda rows: source.gather(rows, generator), chunks, ahead=source.prefetch)
+        chunks = _chunks(len(source), batch_size, generator)
+        if share is not None:
+            chunks = [rows for rows in chunks if share.of(len(rows))]
+        fetch = partial(_gathered, source, generator, share)
+        yield from _fetched(fetch, chunks, ahead=source.prefetch)
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        for rows in _chunks(len(source), batch_size, generator, share):  # type: ignore[arg-type]
+        for rows in _chunks(len(source), batch_size, generator):  # type: ignore[arg-type]
+            if share is not None:
+                rows = rows[list(share.of(len(rows)))]
+            if len(rows) == 0:
+                continue
             yield understood(collated([source[i] for i in rows.tolist()]))
     elif isinstance(source, IterableDataset):
         loader = DataLoader(source, batch_size=batch_size, collate_fn=collated)
@@ -75,13 +84,21 @@ def batch_count(source: Source, batch_size: int) -> int:
     return -(-size // batch_size) if isinstance(source, Dataset) else size
 
 
-def _chunks(count: int, size: int, generator: torch.Generator | None, share: Share | None) -> list[Tensor]:
+def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    chunks = [order[start : start + size] for start in range(0, count, size)]
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
+def _gathered(
+    source: ImageDataset, generator: torch.Generator | None, share: Share | None, rows: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """A share of the images, augmented as they are when one process takes all."""
     if share is None:
-        return chunks
-    taken = (chunk[list(share.of(len(chunk)))] for chunk in chunks)
-    return [rows for rows in taken if len(rows)]
+        return source.gather(rows, generator)
+    mine = share.of(len(rows))
+    if isinstance(source, Augmented):
+        return source.gather(rows, generator, mine)
+    return source.gather(rows[list(mine)], generator)
 
 
 def _fetched(

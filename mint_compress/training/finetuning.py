@@ -56,8 +56,8 @@ def finetune_(
     SGD with Nesterov momentum and a one-cycle learning rate; channels-last memory where the forward pass
     takes it, and mixed precision on a GPU. On a CPU accelerate's ``ACCELERATE_MIXED_PRECISION=bf16`` asks for
     it, which pays where the processor multiplies bf16 natively (AVX512_BF16, AMX). Started by torchrun or
-    ``accelerate launch``, every process reads and trains on its share of each batch, by which normalisation
-    goes.
+    ``accelerate launch``, every process reads and trains on its share of each batch; batch normalisation goes
+    by the whole of it.
 
     Parameters
     ----------

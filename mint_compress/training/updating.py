@@ -14,10 +14,11 @@ from mint_compress.errors import MintError, first_line
 from mint_compress.nn.contexts import placed, requiring_gradients
 from mint_compress.nn.io import Inputs, count, run, to
 from mint_compress.nn.memory_format import laid_out, lay_out_, take_channels_last
+from mint_compress.processes import sum_, world
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.mixed_precision import MixedPrecision
 from mint_compress.training.optimizer import sgd
-from mint_compress.training.shared_updates import average_gradients_
+from mint_compress.training.shared_updates import average_gradients_, shared_normalisation
 from mint_compress.training.tasks.protocol import Task
 
 UNTRAINABLE = "The network cannot be fine-tuned"
@@ -27,7 +28,7 @@ INSTEAD = "Give epochs=0 (--epochs 0), or a forward pass with a backward one."
 @contextmanager
 def trainable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Every parameter trainable and on ``device``; afterwards flags, place and memory layout as before."""
-    with placed(model, device), requiring_gradients(model):
+    with placed(model, device), requiring_gradients(model), shared_normalisation(model):
         lay_out_(model, torch.channels_last)
         try:
             yield
@@ -66,9 +67,14 @@ class Updates:
             group["lr"] = lr
         self.model.train()
         loss = self._loss(images, targets_to(targets, self.device))
+        share = 1.0
+        if world() > 1:
+            samples = count(images)
+            share = samples / float(sum_(torch.tensor(float(samples), device=self.device)))
         self.optimizer.zero_grad()
-        self._backward(loss)
-        share = average_gradients_(self.model.parameters(), count(images))
+        # a mean over the processes is the mean over the samples, then
+        self._backward(loss * (share * world()) if world() > 1 else loss)
+        average_gradients_(self.model.parameters())
         self.precision.step(self.optimizer, self.model.parameters(), self.hyperparameters.max_grad_norm)
         return loss.detach() * share
 

@@ -95,10 +95,16 @@ def _gathered(
     """A share of the images, augmented as they are when one process takes all."""
     if share is None:
         return source.gather(rows, generator)
-    mine = share.of(len(rows))
+    mine = list(share.of(len(rows)))
     if isinstance(source, Augmented):
         return source.gather(rows, generator, mine)
-    return source.gather(rows[list(mine)], generator)
+    before = None if generator is None else generator.get_state()
+    part = source.gather(rows[mine], generator)
+    if generator is None or before is None or torch.equal(before, generator.get_state()):
+        return part
+    generator.set_state(before)  # it augments in a way of its own, which goes by the whole batch
+    images, targets = source.gather(rows, generator)
+    return images[mine], None if targets is None else targets[mine]
 
 
 def _fetched(

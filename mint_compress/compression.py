@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.checkpoints.builders import builder_of, input_shape_of, remember_builder
 from mint_compress.checkpoints.opening import open_model
 from mint_compress.data.calibration_draw import one_sample
@@ -46,6 +47,7 @@ from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.tasks.finding import find_task
 
 
+@processes.sharing()
 def compress(
     model: nn.Module | str | os.PathLike[str],
     data: Any = None,
@@ -61,6 +63,9 @@ def compress(
     **options: Any,
 ) -> tuple[nn.Module, Report]:
     """Make a smaller network: score, plan, remove, repair, fine-tune, export, check, measure.
+
+    Processes that torchrun or ``accelerate launch`` has started share the work, if all of them call this with
+    the same arguments; the main one writes, and all get the result.
 
     Parameters
     ----------
@@ -108,7 +113,7 @@ def compress(
     target = check_run(
         model, data, settings, plan=plan, output=output, dry_run=dry_run, force=force, resume=resume
     )
-    progress = clock = StageClock(progress)
+    progress = clock = StageClock(progress if processes.is_main() else None)
     given = None if plan is None else _read(plan)
     with kept_beside(target, resume=resume, dry_run=dry_run) as kept:
         if kept.folder is not None:
@@ -152,6 +157,8 @@ def _opened(
     data, shape = _open_data(original, data, settings)
     # for a second pass: what it takes from now on
     remember_builder(original, builder_of(original), shape if is_single(shape) else None)
+    if processes.world() > 1:
+        notes += (f"{processes.world()} processes share the work",)
     notes += (data.description if data else f"no data: {describe(shape)} noise images, nothing is measured",)
     example = one_sample(data, shape, seed=settings.compute.seed)
     job = settings.job
@@ -230,7 +237,7 @@ def _chosen(run: Run, images: Inputs) -> tuple[PruningPlan, list[ChannelGroup]]:
             break
         groups = tried
     run.notes += _little_computed(plan, budget.cost)
-    return plan, groups
+    return processes.by_main(lambda: plan), groups
 
 
 def _scored(run: Run, images: Inputs) -> ChannelScores:

@@ -36,6 +36,15 @@ class OwnFault(BaseException):
     """
 
 
+class ProcessLost(BaseException):
+    """Another of the processes that share a run has failed or is gone: this one cannot go on alone.
+
+    No ``Exception``: nobody may take it for a fault in what was just computed, and go on without it.
+    """
+
+    exit_code = 1
+
+
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
     """Everything in this block is somebody else's code: what it raises becomes a :class:`ForeignError`.

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.compression import compress
 from mint_compress.errors import MintError
 from mint_compress.files import replacing
@@ -28,6 +29,7 @@ SWEEP_FORMAT = 2
 STAGES = tuple(one.name for one in fields(Stages))
 
 
+@processes.sharing()
 def sweep(
     model: nn.Module | str | os.PathLike[str],
     data: str,
@@ -91,7 +93,8 @@ def sweep(
         if (there := _find(rows, key)) is None or there["error"]:
             row = {"settings": key, **_one(model, data, one)}
             rows = [*(other for other in rows if other["settings"] != key), row]
-            _write(rows, json_path, csv_path)
+            if processes.is_main():
+                _write(rows, json_path, csv_path)
             if done:
                 done(row)
     if progress:
@@ -99,7 +102,8 @@ def sweep(
     found = [made for key in wanted if (made := _find(rows, key)) is not None]
     if all(row["error"] for row in found):
         raise MintError(found[0]["error"])
-    draw(found, csv_path.with_suffix(".svg"))
+    if processes.is_main():
+        draw(found, csv_path.with_suffix(".svg"))
     return found
 
 

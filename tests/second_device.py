@@ -11,14 +11,12 @@ from __future__ import annotations
 import copy
 import sys
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_pruning as tp
-from accelerate.state import PartialState
 from networks import NETWORKS, Chain, build, images
 from torch import Tensor
 from torch.utils import cpp_extension
@@ -96,22 +94,13 @@ def training(device: torch.device) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, teacher = Chain(8, 8), Chain(8, 8)
-    accelerators = finetuning.accelerated
-
-    @contextmanager
-    def elsewhere(_: torch.device) -> Iterator[Any]:
-        # accelerate does not know the device, so it is told when it is ready
-        with accelerators(CPU) as accelerator:
-            for state in (PartialState(), accelerator.state):
-                state.device = device
-            yield accelerator
-
-    finetuning.accelerated = elsewhere
+    resolve = finetuning.resolve_device
+    finetuning.resolve_device = lambda _: device  # which --device does not know
     try:
         data = arrays()
         mc.finetune_(model, data.augmented, teacher=teacher, epochs=2, batch_size=16, device="cpu")
     finally:
-        finetuning.accelerated = accelerators
+        finetuning.resolve_device = resolve
     assert all(p.device == CPU for network in (model, teacher) for p in network.parameters())
     # not the running statistics: what the device leaves to the CPU cannot write to them
     return [p.detach() for p in model.parameters()]

@@ -24,6 +24,7 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # lower floor; inside a room the files may use one another.
 FLOORS = [
     {"errors", "progress"},
+    {"processes"},
     {"files", "options", "importing", "estimators"},
     {"zoo", "settings", "reporting", "nn"},
     {"data", "surgery", "preflight"},
@@ -127,11 +128,14 @@ def test_few_files_know_torch_pruning() -> None:
     }
 
 
-def test_one_file_alone_runs_accelerate() -> None:
-    files = [
-        p for p in FILES if any(i.module.startswith("accelerate") and not i.for_types for i in imports(p))
-    ]
-    assert [name(path) for path in files] == ["mint_compress.training.acceleration"]
+def test_no_file_needs_accelerate() -> None:
+    """Its state is one a process, and cannot be put back by what it makes public; its launcher is welcome."""
+    assert not importers("accelerate")
+
+
+def test_one_file_alone_speaks_to_other_processes() -> None:
+    uses = [p for p in FILES if any("distributed" in f"{i.module} {i.names}" for i in imports(p))]
+    assert [name(path) for path in uses] == ["mint_compress.processes"]
 
 
 def test_the_core_never_imports_an_exporter_by_name() -> None:
@@ -174,6 +178,7 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
 LIGHT = {
     "__init__",
     "errors",
+    "processes",
     "files",
     "progress",
     "options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from mint_compress import processes
 from mint_compress.cli.options import (
     BENCH,
     COMPRESS,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 PROGRAM = "mint-compress"
 LOADING = "load PyTorch"
+ONE_PROCESS = (
+    "accelerate launch starts one process unless --multi_gpu is given, which needs no GPU: this one is "
+    "alone. torchrun --nproc-per-node N starts several as well"
+)
 WIDE = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 FILE = click.Path(path_type=Path)
 
@@ -134,15 +140,23 @@ def compress(
         progress(LOADING, 1, 1)
         with third_parties_silenced():
             _, report = run(model, data, settings=settings, command=command, progress=progress, **rest)
-    _show(report, as_json, quiet)
+    if _speaks():
+        _show(report, as_json, quiet)
 
 
 @contextmanager
 def working(quiet: bool) -> Iterator[Progress]:
     """The terminal while something long goes on, which begins with loading PyTorch."""
-    with terminal(quiet) as progress:
+    with terminal(quiet or not _speaks()) as progress:
+        if processes.is_launch_of_one():
+            logging.getLogger("mint_compress").warning(ONE_PROCESS)
         progress(LOADING, 0, 1)
         yield progress
+
+
+def _speaks() -> bool:
+    """Of processes that share a run, the main one alone writes to the terminal."""
+    return processes.launched()[0] == 0
 
 
 def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
@@ -159,6 +173,8 @@ def _show(result: Report | Inspection, as_json: bool, quiet: bool) -> None:
 @options(INSPECT)
 def inspect(model: Path, as_json: bool, quiet: bool, **given: Any) -> None:
     """List the channel groups of MODEL, why some must stay, and the largest possible --ratio."""
+    if not _speaks():
+        return  # there is nothing to share
     settings = Settings.of(**given)
     check_model(model)
     with working(quiet) as progress:
@@ -190,9 +206,9 @@ def sweep(model: Path, data: str, output: Path, as_json: bool, quiet: bool, **gi
                 if not output.exists():
                     raise
                 raise click.exceptions.Abort(f"the rows made so far are in {output}") from None
-    if as_json:
+    if as_json and _speaks():
         click.echo(json.dumps(rows, indent=2))
-    elif not quiet:
+    elif not quiet and _speaks():
         click.echo(table(rows))
 
 
@@ -204,6 +220,8 @@ def bench(
     a: Path, b: Path, as_json: bool, quiet: bool, input_shape: tuple[int, ...] | None, seed: int, **given: Any
 ) -> None:
     """Time two exported models in turn: A B A B."""
+    if not _speaks():
+        return  # others would only disturb
     for path in (a, b):
         check_file("model", path)
     _check(BENCH["Benchmark"], given)
@@ -229,6 +247,8 @@ def bench(
 @options(VERIFY)
 def verify(export: Path, as_json: bool, quiet: bool, max_latency: float | None, **given: Any) -> None:
     """Check an export where it is to run, by the samples beside it; PyTorch is not needed."""
+    if not _speaks():
+        return  # others would only disturb
     _check(VERIFY["Benchmark"], {**given, "max_latency": max_latency})
     check_file("export", export)
     with terminal(quiet) as progress:
@@ -249,6 +269,8 @@ def report(figures: Path, output: Path | None, force: bool) -> None:
     from mint_compress.reporting import Report
     from mint_compress.reporting.html import report_page
 
+    if not _speaks():
+        return
     check_file("report", figures)
     page = figures.with_suffix(".html") if output is None else output
     if page.exists() and not force:

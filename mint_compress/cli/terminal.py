@@ -15,12 +15,15 @@ from typing import Any
 
 import click
 
-from mint_compress.errors import MintError, OwnFault
+from mint_compress import processes
+from mint_compress.errors import MintError, OwnFault, ProcessLost
 from mint_compress.progress import Progress
 
 DEBUG = "MINT_COMPRESS_DEBUG"
 EVERY_SECONDS = 30.0
 """Between two lines of one stage where there is no terminal."""
+OTHERS_SECONDS = 10.0
+"""In which the main process says why all fail; if it does not, another one does."""
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def exit_status(run: Callable[[], Any]) -> int:
         status = run()
         return status if isinstance(status, int) else 0
     except click.exceptions.Abort as error:
-        click.echo(f"Interrupted; {str(error) or 'nothing was written'}.", err=True)
+        _say(f"Interrupted; {str(error) or 'nothing was written'}.")
         return 130
     except click.ClickException as error:
         return _failed(error.format_message(), 2, error)
@@ -57,6 +60,8 @@ def exit_status(run: Callable[[], Any]) -> int:
         return _failed(str(error), error.exit_code, error)
     except SystemExit as error:
         return _failed(f"a module of yours called sys.exit({error.code!r})", 2, error)
+    except ProcessLost as error:
+        return _failed(str(error), error.exit_code, error)
     except OwnFault as fault:
         return _unexpected(fault.__cause__ or fault)
     except Exception as error:  # whatever it is, a person gets one line
@@ -75,8 +80,21 @@ def _failed(message: str, status: int, error: BaseException) -> int:
         traceback.print_exception(error)
     for note in getattr(error, "__notes__", ()):  # what was added to it on its way
         message = f"{message.rstrip('.')}. {note}"
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    _say(f"Error: {' '.join(message.split())}")
     return status
+
+
+def _say(line: str) -> None:
+    """One line on stderr; of processes that share a run, the first that fails says it."""
+    rank, count = processes.launched()
+    first = processes.first_to_say() if count > 1 else True
+    if first is None and rank:  # before the processes have met; the main one fails alike, and says so
+        try:
+            time.sleep(OTHERS_SECONDS)
+        except KeyboardInterrupt:  # it has, and the launcher ends this one
+            return
+    if first is not False:
+        click.echo(line, err=True)
 
 
 def _debug() -> bool:

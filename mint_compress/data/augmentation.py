@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,14 @@ class Augmented(ImageDataset):
         return len(self.dataset)
 
     def gather(
-        self, indices: Tensor, generator: torch.Generator | None = None
+        self, indices: Tensor, generator: torch.Generator | None = None, among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        images, labels = self.dataset.gather(indices)
-        return flip_and_crop(images, padding=self.padding, generator=generator or self.generator), labels
+        """As any dataset's; with ``among``, of a batch of ``indices`` only these places, drawn as of all."""
+        count = len(indices)
+        images, labels = self.dataset.gather(indices if among is None else indices[list(among)])
+        drawn_for = None if among is None else (count, among)
+        generator = generator or self.generator
+        return flip_and_crop(images, padding=self.padding, generator=generator, drawn_for=drawn_for), labels
 
 
 def flip_and_crop(
@@ -49,6 +55,7 @@ def flip_and_crop(
     generator: torch.Generator | None,
     flip: bool = True,
     background: float = 0.0,
+    drawn_for: tuple[int, Sequence[int]] | None = None,
 ) -> Tensor:
     """Shift each of ``images`` (b, C, H, W) by up to ``padding`` pixels, and mirror about half of them.
 
@@ -58,15 +65,18 @@ def flip_and_crop(
         On the CPU, wherever the images are.
     background
         What the images are padded with.
+    drawn_for
+        How many images a batch has of which these are a part, and which: what is drawn is as for all.
     """
     count, _, height, width = images.shape
     device = images.device
     padded = torch.nn.functional.pad(images, [padding] * 4, value=background)
-    top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(device)
+    whole, part = (count, slice(None)) if drawn_for is None else (drawn_for[0], list(drawn_for[1]))
+    top, left = torch.randint(2 * padding + 1, (2, whole, 1), generator=generator)[:, part].to(device)
     rows = top + torch.arange(height, device=device)
     across = torch.arange(width, device=device)
     if flip:
-        mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        mirrored = (torch.rand(whole, 1, generator=generator) < 0.5)[part].to(device)
         across = torch.where(mirrored, across.flip(0), across)
     columns = left + across
     each = torch.arange(count, device=device)[:, None, None]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
@@ -81,13 +82,21 @@ def exported_first(
     Returns
     -------
     Shipment
-        For :func:`ship`.
+        For :func:`ship`. Of processes that share the work, the main one exports.
 
     Raises
     ------
     MintError
         The original cannot be exported.
     """
+    made = processes.by_main(lambda: _tried(original, images, folder, dynamic_size, progress))
+    return Shipment(made, folder, dynamic_size)
+
+
+def _tried(
+    original: nn.Module, images: Inputs, folder: Folder, dynamic_size: bool, progress: Progress | None
+) -> ExportResult:
+    """The original's export."""
     tell = progress or (lambda *_: None)
     beside = folder.stage.export.parent / "original"  # a folder of its own, whatever the output is called
     with writing(folder.target.export):
@@ -103,7 +112,7 @@ def exported_first(
         more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
         raise _with_more(error, more) from error
     tell("try the export", 1, 1)
-    return Shipment(made, folder, dynamic_size)
+    return made
 
 
 def ship(
@@ -120,6 +129,8 @@ def ship(
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
+
+    Of processes that share the work the main one does, and all get the report.
 
     Parameters
     ----------
@@ -152,6 +163,23 @@ def ship(
     MintError
         The pruned network cannot be exported; the saved weights are kept, and nothing else.
     """
+    return processes.by_main(
+        lambda: _shipped(report, original, pruned, plan, images, shipment, how, logits, int8, progress)
+    )
+
+
+def _shipped(
+    report: Report,
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    images: Inputs,
+    shipment: Shipment,
+    how: Benchmark,
+    logits: int | None,
+    int8: Judged | None,
+    progress: Progress | None,
+) -> Report:
     stage, target = shipment.folder.stage, shipment.folder.target
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
@@ -283,7 +311,7 @@ def check_target(folder: Folder, provider: str, *, int8: bool = False) -> None:
     exporter = find_exporter(folder.target.export)
     if int8:
         find_quantizer(folder.target.export)
-    if provider == "cuda":  # asked for by name; it may be there and not load
+    if provider == "cuda" and processes.is_main():  # asked for by name; it may be there and not load
         probe = export(nn.Linear(1, 1), torch.zeros(2, 1), folder.stage.export)
         exporter.open(probe.path, device=provider)
 
@@ -322,9 +350,13 @@ def _move(moves: Mapping[Path, Path], folder: Folder) -> None:
 
 
 def write_plan(report: Report, plan: PruningPlan, folder: Folder | None) -> Report:
-    """Write ``OUT.plan.json``, if there is an output at all."""
+    """Write ``OUT.plan.json``, if there is an output at all; of several processes, the main one does."""
     if folder is None:
         return report
+    return processes.by_main(lambda: _with_plan(report, plan, folder))
+
+
+def _with_plan(report: Report, plan: PruningPlan, folder: Folder) -> Report:
     made, final = folder.stage.plan, folder.target.plan
     with writing(final):
         made.write_text(plan.to_json() + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mint_compress import processes
 from mint_compress.estimators.products import with_itself
 from mint_compress.estimators.samples import full_precision
 
@@ -44,6 +45,19 @@ class Moments:
     cross: Tensor
     target_variance: Tensor
 
+    def sums(self, rows: int) -> dict[str, Tensor]:
+        """Of so many rows."""
+        return {"mean": rows * self.mean, "target_mean": rows * self.target_mean}
+
+    def products_about(self, mean: Tensor, target_mean: Tensor, rows: int) -> dict[str, Tensor]:
+        """Sums of products of so many rows, less these means."""
+        x, y = self.mean - mean, self.target_mean - target_mean
+        return {
+            "covariance": rows * (self.covariance + x[:, :, None] * x[:, None, :]),
+            "cross": rows * (self.cross + x[:, :, None] * y[:, None, :]),
+            "target_variance": rows * (self.target_variance + y.square()),
+        }
+
 
 class MomentSum:
     """Running sums of rows and their products, in float64 and shifted, so that nothing cancels."""
@@ -72,6 +86,25 @@ class MomentSum:
         if self._sums is None:
             self._sums = _Sums.counted_from(*(part.mean(1, keepdim=True).double() for part in (x, y)))
         self._sums.add_(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, y)))
+
+    def add_up_(self) -> None:
+        """Take in the rows of all processes, every one of which must call this, even if it has no rows."""
+        if processes.world() == 1:
+            return
+        own, rows = self.result() if self.rows else None, self.rows
+        self.rows = sum(processes.gathered(rows))
+        if not self.rows:
+            return
+        total = processes.summed({} if own is None else own.sums(rows))
+        means = total["mean"] / self.rows, total["target_mean"] / self.rows
+        total = processes.summed({} if own is None else own.products_about(*means, rows))
+        self._sums = _Sums(
+            (means[0][:, None], means[1][:, None]),
+            (torch.zeros_like(means[0][:, None]), torch.zeros_like(means[1][:, None])),
+            total["covariance"],
+            total["cross"],
+            total["target_variance"][:, None],
+        )
 
     def result(self) -> Moments:
         """The moments of all rows; there must have been one."""

@@ -19,6 +19,7 @@ from mint_compress.nn.im2col import (
 from mint_compress.nn.io import count, of_batch
 from mint_compress.nn.layers import channel_groups, matrix_columns
 from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
+from mint_compress.processes import by_main, world
 from mint_compress.repair.layers_to_repair import LayerToRepair
 from mint_compress.repair.network_pair import NetworkPair, PassPair, advance_to
 from mint_compress.repair.ridge import DUAL_ROWS, RidgeFit
@@ -50,37 +51,41 @@ class Repair:
 
 def refit_(
     layer: LayerToRepair,
-    pairs: Sequence[PassPair],
+    pairs: Sequence[PassPair | None],
     networks: NetworkPair,
     generator: torch.Generator,
 ) -> Repair:
     """Refit a layer, in place, to what the original gives at all of its calls.
+
+    Processes that share the work add up what their passes bring; the main one solves for the weights of all.
 
     Parameters
     ----------
     layer
         Of the pruned network.
     pairs
-        Passes that have paused at its first call.
+        Passes that have paused at its first call; None: another process's.
     networks
         Whose passes these are; for further ones, if the layer is called again.
     generator
         Draws the positions that are looked at.
     """
-    places = output_positions(layer.module, pairs[0].original.made())
-    size = _sample_size(layer, places, [count(of_batch(batch)) for batch in networks.batches[: len(pairs)]])
+    each = [count(of_batch(batch)) for batch in networks.batches[: len(pairs)]]
+    size = _sample_size(layer, _extent(layer, pairs[0], each[0])[0], each)
     intercept = layer.norm is not None or layer.module.bias is not None
     fit = RidgeFit.of(matrix_columns(layer.module), rows=size.rows, intercept=intercept)
     if layer.calls == 1:
-        _add(fit, layer, pairs, size, generator)
+        _add(fit, layer, pairs, each, size, generator)
     else:
         # what later calls bring is known only after going through the network
         fewer = replace(networks, batches=networks.batches[: size.batches])
         with fewer.passes([layer.name], {}) as others:
             for call in range(layer.calls):
                 advance_to(layer.name, others, call + 1)
-                _add(fit, layer, others, size, generator)
-    chosen = fit.choose(weight_matrix(layer.module))
+                _add(fit, layer, others, each, size, generator)
+    fit.add_up_()
+    prior = weight_matrix(layer.module)
+    chosen = by_main(lambda: fit.choose(prior).to(prior.device if world() == 1 else "cpu"))
     set_weight_matrix(layer.module, chosen.weight)
     if chosen.intercept is not None:
         _write_intercept_(layer.module, layer.norm, chosen.intercept.flatten())
@@ -113,16 +118,36 @@ def _sample_size(layer: LayerToRepair, places: int, each: Sequence[int]) -> _Sam
     return _SampleSize(batches, positions, min(positions, places) * images * layer.calls)
 
 
+def _extent(layer: LayerToRepair, pair: PassPair | None, images: int) -> tuple[int, int]:
+    """How many places the layer has now, and what an image is along the batch: several where it is cut up.
+
+    Of processes that share the work the main one tells, to which the first batch belongs.
+    """
+
+    def tell() -> tuple[int, int]:
+        assert pair is not None, "the main process has the first batch"
+        made = pair.original.made()
+        return output_positions(layer.module, made), made.shape[0] // images
+
+    return by_main(tell)
+
+
 def _add(
     fit: RidgeFit,
     layer: LayerToRepair,
-    pairs: Sequence[PassPair],
+    pairs: Sequence[PassPair | None],
+    each: Sequence[int],
     size: _SampleSize,
     generator: torch.Generator,
 ) -> None:
     """Take what the passes have brought to the layer, and what it should make of it."""
     seen = 0
-    for pair in pairs:
+    others = _extent(layer, pairs[0], each[0])
+    for pair, batch in zip(pairs, each, strict=False):
+        if pair is None:  # what another process draws
+            sample_positions(others[0], size.positions, generator)
+            seen += others[1] * batch
+            continue
         given, wanted = pair.pruned.given(), target(layer, pair)
         places = output_positions(layer.module, wanted)
         positions = sample_positions(places, size.positions, generator)

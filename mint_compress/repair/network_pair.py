@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mint_compress import processes
 from mint_compress.errors import MintError
 from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
@@ -26,7 +27,10 @@ class PassPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NetworkPair:
-    """Both networks, whose modules have the same names, and the batches that they are run on."""
+    """Both networks, whose modules have the same names, and the batches that they are run on.
+
+    Of processes that share the work, each runs every so manieth batch.
+    """
 
     pruned: nn.Module
     original: nn.Module
@@ -35,8 +39,8 @@ class NetworkPair:
     @contextmanager
     def passes(
         self, layers: Collection[str], record: Mapping[str, TensorLocation]
-    ) -> Iterator[list[PassPair]]:
-        """A pair of passes a batch, which pause at the layers of these names.
+    ) -> Iterator[list[PassPair | None]]:
+        """A pair of passes a batch, which pause at the layers of these names; None: another process's batch.
 
         Parameters
         ----------
@@ -49,7 +53,8 @@ class NetworkPair:
             self._passes(self.pruned, layers, record, after=False) as pruned,
             self._passes(self.original, layers, record, after=True) as original,
         ):
-            yield list(map(PassPair, pruned, original))
+            pairs = map(PassPair, pruned, original)
+            yield [next(pairs) if processes.is_mine(i) else None for i in range(len(self.batches))]
 
     def _passes(
         self,
@@ -60,10 +65,11 @@ class NetworkPair:
         after: bool,
     ) -> AbstractContextManager[list[Pass]]:
         modules = {name: model.get_submodule(name) for name in layers}
-        return synchronised_passes(model, modules, self.batches, after=after, record=record)
+        mine = self.batches[processes.rank() :: processes.world()]
+        return synchronised_passes(model, modules, mine, after=after, record=record)
 
 
-def advance_to(name: str, pairs: Sequence[PassPair], pauses: int) -> None:
+def advance_to(name: str, pairs: Sequence[PassPair | None], pauses: int) -> None:
     """Let all passes go on, or begin, until they have paused so often, which must be at that layer.
 
     Raises
@@ -71,7 +77,8 @@ def advance_to(name: str, pairs: Sequence[PassPair], pauses: int) -> None:
     MintError
         A pass has come to another one.
     """
-    for one in (*(p.pruned for p in pairs), *(p.original for p in pairs)):
+    mine = [pair for pair in pairs if pair is not None]
+    for one in (*(p.pruned for p in mine), *(p.original for p in mine)):
         while one.pauses < pauses:
             if one.paused_at is not None:  # one that begins late has nothing to show at earlier layers
                 one.recorded.pop(one.paused_at, None)

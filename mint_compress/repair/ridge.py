@@ -7,11 +7,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mint_compress import processes
 from mint_compress.nn.moments import MAX_COLUMNS, MomentSum
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -43,6 +44,11 @@ class Chosen:
     ridge: float | None
     before: float
     after: float
+
+    def to(self, device: torch.device | str) -> Chosen:
+        """The same, with its tensors on ``device``."""
+        intercept = None if self.intercept is None else self.intercept.to(device)
+        return replace(self, weight=self.weight.to(device), intercept=intercept)
 
 
 class RidgeFit(ABC):
@@ -84,6 +90,10 @@ class RidgeFit(ABC):
         return Chosen(weight, intercept, ridge if better else None, nothing / scale, after / scale)
 
     @abstractmethod
+    def add_up_(self) -> None:
+        """Take in what all processes have added, every one of which must call this."""
+
+    @abstractmethod
     def _take(self, x: Tensor, y: Tensor, held_out: bool) -> None:
         """Keep ``(groups, n, columns)`` inputs and ``(groups, n, outputs)`` targets."""
 
@@ -112,6 +122,10 @@ class _Primal(RidgeFit):
         if self.columns <= NARROW:
             x, y = x.double(), y.double()
         self._sums[held_out].add(x, y)
+
+    def add_up_(self) -> None:
+        for one in self._sums:
+            one.add_up_()
 
     def _held_out(self, prior: Tensor) -> tuple[float, Callable[[float], float], float]:
         fitted = _Normal.of(self._sums[0], self.intercept)
@@ -196,6 +210,14 @@ class _Dual(RidgeFit):
 
     def _take(self, x: Tensor, y: Tensor, held_out: bool) -> None:
         self._rows[held_out].append((x, y))
+
+    def add_up_(self) -> None:
+        if processes.world() == 1:
+            return
+        device = next((x.device for rows in self._rows for x, _ in rows), torch.device("cpu"))
+        for rows in self._rows:
+            every = processes.gathered([(x.cpu(), y.cpu()) for x, y in rows])
+            rows[:] = [(x.to(device), y.to(device)) for each in every for x, y in each]
 
     def _split(self, *parts: bool) -> tuple[Tensor, Tensor]:
         rows = [pair for part in parts for pair in self._rows[part]]

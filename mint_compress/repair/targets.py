@@ -7,12 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mint_compress.processes import by_main
 from mint_compress.repair.layers_to_repair import LayerToRepair
 from mint_compress.repair.network_pair import PassPair
 
 
-def same_positions(layer: nn.Module, pair: PassPair) -> bool:
-    """Whether the original applies the layer to as many places; not where places are channels that went."""
+def same_positions(layer: nn.Module, pair: PassPair | None) -> bool:
+    """Whether the original applies the layer to as many places; not where places are channels that went.
+
+    Of processes that share the work the main one tells, whose ``pair`` must not be None.
+    """
+    return by_main(lambda: pair is not None and _same_positions(layer, pair))
+
+
+def _same_positions(layer: nn.Module, pair: PassPair) -> bool:
     shapes = [list(one.given().shape) for one in pair]
     for shape in shapes:
         shape[_channel_dim(layer)] = 0

@@ -54,6 +54,12 @@ class Folder:
         with writing(placing_mark(self.path)):
             placing_mark(self.path).touch()
 
+    def leave(self) -> None:
+        """Remove what was about to be written, and all of the folder where no state is kept in it."""
+        shutil.rmtree(self.stage.export.parent, ignore_errors=True)
+        if not self.state.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def clear(self) -> None:
         """Remove what was kept; the state first, without which the rest is nothing."""
         self.state.unlink(missing_ok=True)
@@ -62,32 +68,33 @@ class Folder:
                 path.unlink()
 
 
+def folder_of(target: Outputs, *, dry_run: bool) -> Folder:
+    """The folder of an output; a run that writes a plan alone has another than one that writes the export."""
+    path = hidden_folder(target.plan if dry_run else target.export)
+    return Folder(path, target, outputs(path / STAGING / target.export.name))
+
+
 @contextmanager
 def working_in(target: Outputs, *, dry_run: bool) -> Iterator[Folder]:
     """Have the hidden folder of an output to oneself; at the end nothing but a kept state is left of it.
-
-    A run that writes a plan alone has another folder than one that writes the export.
 
     Raises
     ------
     MintError
         It cannot be written, or another run that lives works in it.
     """
-    path = hidden_folder(target.plan if dry_run else target.export)
-    lock, stage = _taken(path, target), path / STAGING
+    folder = folder_of(target, dry_run=dry_run)
+    lock = _taken(folder.path, target)
     try:
-        _remove_leftovers(path)
+        _remove_leftovers(folder.path)
         with _writable(target):
-            stage.mkdir()
-        yield Folder(path, target, outputs(stage / target.export.name))
+            folder.stage.export.parent.mkdir()
+        yield folder
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        done = not (path / STATE).exists()
-        if done:
-            shutil.rmtree(path, ignore_errors=True)
+        folder.leave()
         lock.release()
-        if done and os.name == "nt":  # where a file that is open cannot be removed
-            shutil.rmtree(path, ignore_errors=True)
+        if os.name == "nt":  # where a file that is open cannot be removed
+            folder.leave()
 
 
 def _taken(path: Path, target: Outputs) -> BaseFileLock:

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mint_compress import processes
 from mint_compress.errors import MintError, shown
 from mint_compress.files import Outputs, sha256_of
-from mint_compress.resuming.folder import Folder, working_in
+from mint_compress.resuming.folder import Folder, folder_of, working_in
 from mint_compress.resuming.forms import Form, Result
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,11 @@ class Kept:
 
     def __init__(self, folder: Folder | None = None, *, resume: bool = False) -> None:
         self.folder = folder
-        self.writes = folder is not None
+        self.writes = folder is not None and processes.is_main()
         self._resume, self._begun = resume, False
         self._now = State()
-        self._earlier = _read(folder) if folder is not None and resume else None
+        # of several processes, all take over what the main one has found
+        self._earlier = processes.by_main(lambda: _read(folder)) if folder is not None and resume else None
 
     def hold(self, facts: Mapping[str, Any]) -> None:
         """Note what the results depend on; a run of which something else was noted is not gone on from.
@@ -163,8 +165,7 @@ def kept_beside(target: Outputs | None, *, resume: bool, dry_run: bool) -> Itera
     if target is None:
         yield Kept()
         return
-    # of several processes that share a run, one alone may lock and write: here is where that is decided
-    with working_in(target, dry_run=dry_run) as folder:
+    with _shared(target, dry_run=dry_run) as folder:
         kept = Kept(folder, resume=resume)
         try:
             yield kept
@@ -172,6 +173,24 @@ def kept_beside(target: Outputs | None, *, resume: bool, dry_run: bool) -> Itera
             kept.end(error)
             raise
         kept.end()
+
+
+@contextmanager
+def _shared(target: Outputs, *, dry_run: bool) -> Iterator[Folder]:
+    """The folder in every process; the main one alone locks it, and clears up."""
+    if processes.is_main():
+        with working_in(target, dry_run=dry_run) as folder:
+            yield processes.by_main(lambda: folder)
+        return
+    folder = processes.by_main(lambda: folder_of(target, dry_run=dry_run))
+    try:
+        yield folder
+    except BaseException:  # the main one may have been killed
+        try:
+            folder.leave()
+        finally:  # torchrun ends a process whose partner is gone, perhaps while it clears away
+            folder.leave()
+        raise
 
 
 def _file(stage: str) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mint_compress import processes
 from mint_compress.errors import MintError, our_own
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.io import count, forward, of_batch
+from mint_compress.nn.io import count, forward, of_batch, select
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress
 from mint_compress.scoring.layer_moments import LayerMoments
@@ -77,6 +78,8 @@ def calibrate(
 ) -> Calibration:
     """Run the calibration batches once and keep what every consumer of a prunable group saw.
 
+    Processes that share the work run every so manieth batch each, and come to what one comes to.
+
     Parameters
     ----------
     model
@@ -108,17 +111,25 @@ def calibrate(
         raise MintError("Calibration needs at least one batch of images; none was given.")
     modules = dict(model.named_modules())
     layers = {n: WatchedLayer(modules[n], unit, images, seed) for n, unit in consumer_units(groups).items()}
+    consumers = {n: layer.module for n, layer in layers.items()}
     observer = _Observer(
         list(layers),
         {n: MomentsOfLayer(layer) for n, layer in layers.items()} if moments else {},
         {n: LayerSamples(layer.module) for n, layer in layers.items()} if samples else {},
     )
     with evaluating(model), fastest_layout([model], of_batch(batches[0])), torch.no_grad():
+        if processes.world() > 1:
+            with watching(consumers, observer.look):
+                forward(model, (select(of_batch(batches[0]), slice(1)), None))
         for done, batch in enumerate(batches):
-            with watching({n: layer.module for n, layer in layers.items()}, observer.of(batch)):
-                forward(model, batch)
+            if processes.is_mine(done):
+                with watching(consumers, observer.of(batch, done)):
+                    forward(model, batch)
+            else:
+                observer.skip()
             if progress:
                 progress("calibrate", done + 1, len(batches))
+        observer.add_up_()
         called = observer.called()
         watched = {n: modules[n] for n in called}
         sensitivity = output_sensitivity(model, watched, batches, seed=seed) if moments else {}
@@ -150,14 +161,40 @@ class _Observer:
     samples: Mapping[str, LayerSamples]
     finite: dict[str, bool] = field(default_factory=dict)
 
-    def of(self, batch: Any) -> Callable[[str, Tensor, Tensor], None]:
-        """What sees a layer's input and output while the network runs on the batch."""
+    def look(self, name: str, inputs: Tensor, output: Tensor) -> None:
+        """See a layer's input and output in a pass that does not count."""
+        if name in self.moments:
+            self.moments[name].look(inputs, output)
+
+    def skip(self) -> None:
+        """Draw what a batch that another process takes would draw."""
+        for one in self.moments.values():
+            one.skip()
+
+    def add_up_(self) -> None:
+        """Take in what all processes have seen."""
+        if processes.world() == 1:
+            return
+        known = {name for name, one in self.moments.items() if one.is_known}
+        for finite, theirs in processes.gathered((dict(self.finite), known)):
+            for name, is_finite in finite.items():
+                self.finite[name] = self.finite.get(name, True) and is_finite
+            known &= theirs
+        for name in self.called():
+            if self.moments and name not in known:
+                raise MintError(f"Layer {name} runs for some images only. Score with one process alone.")
+            for kind in (self.moments, self.samples):
+                if name in kind:
+                    kind[name].add_up_()
+
+    def of(self, batch: Any, number: int) -> Callable[[str, Tensor, Tensor], None]:
+        """What sees a layer's input and output while the network runs on the batch of that number."""
         images = count(of_batch(batch))
 
         def see(name: str, inputs: Tensor, output: Tensor) -> None:
             self.finite[name] = self.finite.get(name, True) and _is_finite(output)
             if name in self.samples:
-                self.samples[name].add(inputs, output, images)
+                self.samples[name].add(inputs, output, images, number)
             if name in self.moments:
                 self.moments[name].add(inputs, output)
 

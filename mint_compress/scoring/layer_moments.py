@@ -45,5 +45,14 @@ class MomentAccumulator(Protocol):
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Take one call of the layer: its input and its output, batch first."""
 
+    def look(self, inputs: Tensor, output: Tensor) -> int:
+        """See a call without counting it; how many places it has."""
+
+    def draw(self, places: int) -> Tensor:
+        """The places of the next call that count."""
+
+    def add_up_(self) -> None:
+        """Take in the calls of all processes."""
+
     def result(self) -> LayerMoments:
         """The moments of all calls."""

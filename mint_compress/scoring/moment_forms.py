@@ -43,12 +43,35 @@ class MomentsOfLayer:
     def __init__(self, layer: WatchedLayer) -> None:
         self._layer = layer
         self._form: MomentAccumulator | None = None
+        self._places = list[int]()
 
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Take one call of the layer."""
         if self._form is None:
             self._form = _suitable(self._layer, inputs, output)
         self._form.add(inputs, output)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a call was seen."""
+        return self._form is not None
+
+    def look(self, inputs: Tensor, output: Tensor) -> None:
+        """See a call in a pass that does not count, so that others can be skipped."""
+        if self._form is None:
+            self._form = _suitable(self._layer, inputs, output)
+        self._places.append(self._form.look(inputs, output))
+
+    def skip(self) -> None:
+        """Draw what a pass like the one looked at would draw: another process takes it."""
+        if self._form is not None:
+            for places in self._places:
+                self._form.draw(places)
+
+    def add_up_(self) -> None:
+        """Take in what all processes have added; every one of them has looked, and must call this."""
+        if self._form is not None:
+            self._form.add_up_()
 
     def result(self) -> LayerMoments:
         """The moments of all calls; there must have been one."""
@@ -75,11 +98,22 @@ class _PatchMoments:
         self._wanted = rows_wanted(columns, layer.images, groups)
         self._sum = MomentSum()
 
+    def look(self, inputs: Tensor, output: Tensor) -> int:
+        """See a call without counting it; how many places it has."""
+        return output_positions(self._layer, output)
+
+    def draw(self, places: int) -> Tensor:
+        """The places of the next call that count."""
+        return sample_positions(places, self._wanted, self._generator)
+
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Take one call of the layer."""
-        places = output_positions(self._layer, output)
-        positions = sample_positions(places, self._wanted, self._generator)
+        positions = self.draw(output_positions(self._layer, output))
         self._sum.add(input_rows(self._layer, inputs, output, positions))
+
+    def add_up_(self) -> None:
+        """Take in the calls of all processes."""
+        self._sum.add_up_()
 
     def result(self) -> LayerMoments:
         """The moments of all calls."""
@@ -98,17 +132,32 @@ class _PixelMoments:
         self._images = layer.images
         self._sum = MomentSum()
 
+    def _pixels(self, inputs: Tensor) -> Tensor:
+        inputs = selected(self._layer, inputs)
+        if isinstance(self._layer, nn.Linear):
+            return inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).transpose(1, 2)
+        return inputs.flatten(2)
+
+    def look(self, inputs: Tensor, output: Tensor) -> int:
+        """See a call without counting it; how many places it has."""
+        return self._pixels(inputs).shape[2]
+
+    def draw(self, places: int) -> Tensor:
+        """The places of the next call that count."""
+        groups = channel_groups(self._layer)
+        wanted = rows_wanted(self._units.numel() // groups, self._images, groups)
+        return sample_positions(places, wanted, self._generator)
+
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Take one call of the layer."""
-        inputs, groups = selected(self._layer, inputs), channel_groups(self._layer)
-        if isinstance(self._layer, nn.Linear):
-            pixels = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).transpose(1, 2)
-        else:
-            pixels = inputs.flatten(2)
-        wanted = rows_wanted(pixels.shape[1] // groups, self._images, groups)
-        positions = sample_positions(pixels.shape[2], wanted, self._generator).to(inputs.device)
-        picked = pixels.index_select(2, positions).reshape(inputs.shape[0], groups, -1, len(positions))
+        pixels, groups = self._pixels(inputs), channel_groups(self._layer)
+        positions = self.draw(pixels.shape[2]).to(pixels.device)
+        picked = pixels.index_select(2, positions).reshape(len(pixels), groups, -1, len(positions))
         self._sum.add(picked.permute(1, 0, 3, 2).reshape(groups, -1, picked.shape[2]))
+
+    def add_up_(self) -> None:
+        """Take in the calls of all processes."""
+        self._sum.add_up_()
 
     def result(self) -> LayerMoments:
         """The moments of all calls."""

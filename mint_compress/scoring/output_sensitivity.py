@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mint_compress import processes
 from mint_compress.errors import ForeignError, first_line, foreign, our_own
 from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
 from mint_compress.nn.copying import copied
@@ -57,20 +58,28 @@ def output_sensitivity(
     model = copied(model)
     layers = {name: model.get_submodule(name) for name in layers}
     total: dict[str, Tensor] = {}
-    images = 0
-    for few in _few_at_once(batches):
+    images, skipped, failed = 0, list[int](), False
+    for number, few in enumerate(_few_at_once(batches)):
+        images += count(few)
+        if not processes.is_mine(number):
+            skipped.append(count(few))
+            continue
         try:
-            slopes = _slopes(model, layers, few, signs)
+            slopes = _slopes(model, layers, few, signs, skipped)
         except ForeignError as error:  # an operation without a derivative, or too little memory for one
             said = first_line(error)
             log.warning("Outputs are scored alike, since the backward pass fails: %s", said)
-            return {}
+            slopes = None
         if slopes is None:
-            return {}
+            failed = True
+            break
+        skipped = []
         for name, slope in slopes:
             squares = mean_over_places(layers[name], slope.double().square())
             total[name] = total.get(name, 0.0) + squares.sum(0)
-        images += count(few)
+    if any(processes.gathered(failed)):
+        return {}
+    total = processes.summed(total)
     return {name: sums / images for name, sums in total.items() if bool(sums.isfinite().all())}
 
 
@@ -86,9 +95,15 @@ def _few_at_once(batches: Sequence[Any]) -> Iterator[Inputs]:
 
 
 def _slopes(
-    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs, signs: torch.Generator
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Inputs,
+    signs: torch.Generator,
+    skipped: Sequence[int],
 ) -> list[tuple[str, Tensor]] | None:
     """Each layer's derivatives, call by call, of the outputs with random signs; None where there are none.
+
+    ``skipped`` are the sizes of batches before this one that other processes take, with signs of their own.
 
     Raises
     ------
@@ -108,7 +123,11 @@ def _slopes(
 
     hooks = [layer.register_forward_hook(keep_edge(name)) for name, layer in layers.items()]
     with hooked(hooks), evaluating(model), requiring_gradients(model), torch.enable_grad():
-        projection = _projected(run(model, to(inputs, device_of(model))), signs)
+        outputs = run(model, to(inputs, device_of(model)))
+        for size in skipped:
+            for out in _with_derivative(outputs):
+                _signs((size, *out.shape[1:]), signs)
+        projection = _projected(outputs, signs)
         if projection is None or not calls:
             return None
         with foreign("The network's backward pass"):
@@ -122,12 +141,17 @@ def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
     Of several outputs, each is first scaled so that its variance in all of one sample is 1: a map of many
     pixels or of large numbers must not drown the others.
     """
-    found = [out for out in tensors_in(outputs) if out.requires_grad]
-    parts = [
-        (out * (2 * torch.randint(2, out.shape, generator=generator) - 1).to(out)).sum() * _scale(out, found)
-        for out in found
-    ]
+    found = _with_derivative(outputs)
+    parts = [(out * _signs(out.shape, generator).to(out)).sum() * _scale(out, found) for out in found]
     return torch.stack(parts).sum() if parts else None
+
+
+def _with_derivative(outputs: Any) -> list[Tensor]:
+    return [out for out in tensors_in(outputs) if out.requires_grad]
+
+
+def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return 2 * torch.randint(2, tuple(shape), generator=generator) - 1
 
 
 def _scale(out: Tensor, every: Sequence[Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mint_compress import processes
 from mint_compress.nn.im2col import input_rows, output_positions, sample_positions, weight_matrix
 from mint_compress.nn.layers import taps
 from mint_compress.nn.moments import MomentSum
@@ -67,13 +68,29 @@ class ContributionMoments:
         self._contributions = MomentSum()
         self._inputs = _ShiftedSum()
 
+    def look(self, inputs: Tensor, output: Tensor) -> int:
+        """See a call without counting it; how many places it has."""
+        places = output_positions(self._layer, output)
+        self._inputs.count_from(
+            input_rows(self._layer, inputs, output, torch.arange(min(places, LEAST_PLACES)))
+        )
+        return places
+
+    def draw(self, places: int) -> Tensor:
+        """The places of the next call that count."""
+        return sample_positions(places, self._places, self._generator)
+
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Take one call of the layer."""
-        places = output_positions(self._layer, output)
-        positions = sample_positions(places, self._places, self._generator)
+        positions = self.draw(output_positions(self._layer, output))
         rows = self._inputs.add(input_rows(self._layer, inputs, output, positions))
         for few in rows.split(ROWS_AT_ONCE, dim=1):
             self._contributions.add(contribution_rows(self._layer, few, self._units))
+
+    def add_up_(self) -> None:
+        """Take in the calls of all processes, which must have looked at the same one."""
+        self._contributions.add_up_()
+        self._inputs.add_up_()
 
     def result(self) -> LayerMoments:
         """The moments of all calls; a column's weight is 1."""
@@ -87,18 +104,28 @@ class ContributionMoments:
 
 
 class _ShiftedSum:
-    """The mean of rows, counted from the mean of the first of them, so that nothing cancels."""
+    """The mean of rows, counted from that of the first of them or of others, so that nothing cancels."""
 
     def __init__(self) -> None:
         self._shift: Tensor | None = None
         self._sum: Tensor | float = 0.0
         self._rows = 0
 
-    def add(self, rows: Tensor) -> Tensor:
-        """Take ``(1, n, columns)`` rows, and give them back shifted."""
+    def count_from(self, rows: Tensor) -> Tensor:
+        """Count from the mean of these rows, which are not taken in, unless it is counted from others."""
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True)
-        rows = rows - self._shift
+        return self._shift
+
+    def add_up_(self) -> None:
+        """Take in the rows of all processes, which must have counted from the same."""
+        self._rows = sum(processes.gathered(self._rows))
+        own = {"sum": self._sum} if isinstance(self._sum, Tensor) else {}
+        self._sum = processes.summed(own)["sum"]
+
+    def add(self, rows: Tensor) -> Tensor:
+        """Take ``(1, n, columns)`` rows, and give them back shifted."""
+        rows = rows - self.count_from(rows)
         self._sum = self._sum + rows.sum(1, keepdim=True).double()
         self._rows += rows.shape[1]
         return rows

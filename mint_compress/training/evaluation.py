@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from mint_compress import processes
 from mint_compress.data.batching import batch_count, batches
 from mint_compress.data.datasets import Source
 from mint_compress.data.targets import targets_to
@@ -18,9 +19,10 @@ from mint_compress.nn.contexts import evaluating, placed
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import run, to
 from mint_compress.nn.memory_format import fastest_layout, laid_out
+from mint_compress.processes import Share
 from mint_compress.progress import Progress
 from mint_compress.training.tasks.classification import Classification
-from mint_compress.training.tasks.protocol import Measurement, Task
+from mint_compress.training.tasks.protocol import Measurement, Meter, SharedMeter, Task
 
 BATCH_SIZE = 256
 """Images at a time, at most."""
@@ -37,6 +39,9 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure ``model`` on ``dataset``.
+
+    Processes that share the work go through a share each where the meter can add up what they find; for other
+    meters the main one measures. All get the result.
 
     Parameters
     ----------
@@ -63,18 +68,47 @@ def evaluate(
     where = resolve_device(device)
     if task.measured_on_original and reference is None:
         raise MintError(f"The task {task.name} compares with the original network. Give it as reference.")
-    meter, seen, total = task.meter(), False, 0
+    meter = task.meter()
+
+    def measure(share: Share | None) -> bool:
+        return _fed(meter, model, dataset, task, reference, where, batch_size, share, progress)
+
+    def result(seen: bool) -> Measurement:
+        if not seen:
+            raise MintError(f"The dataset to measure {task.metric.name} on is empty. Give more images.")
+        return meter.compute()
+
+    if not isinstance(meter, SharedMeter):
+        return processes.by_main(lambda: result(measure(None)))
+    seen = any(processes.gathered(measure(processes.share())))
+    meter.add_up_()
+    return result(seen)
+
+
+def _fed(
+    meter: Meter,
+    model: nn.Module,
+    dataset: Source,
+    task: Task,
+    reference: nn.Module | None,
+    where: torch.device,
+    batch_size: int | None,
+    share: Share | None,
+    progress: Progress | None,
+) -> bool:
+    """Run the network on a share of the dataset, for the meter; whether there was anything."""
+    seen, total = False, 0
     networks = [model] if reference is None or reference is model else [model, reference]
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(evaluating(network))
             stack.enter_context(placed(network, where))
         if batch_size is None:
-            batch_size = _affordable(model, dataset, where)
+            batch_size = _affordable(model, dataset, where) * (share.world if share else 1)
         if progress:
             with suppress(MintError):  # a stream without a length can be measured as well
                 total = batch_count(dataset, batch_size)
-        each = batches(dataset, batch_size)
+        each = batches(dataset, batch_size, share=share)
         if (first := next(each, None)) is not None:
             layout = stack.enter_context(fastest_layout(networks, first[0]))
             each = itertools.chain([first], each)
@@ -90,9 +124,7 @@ def evaluate(
             seen = True
             if progress:
                 progress(task.metric.name, done, total)
-    if not seen:
-        raise MintError(f"The dataset to measure {task.metric.name} on is empty. Give more images.")
-    return meter.compute()
+    return seen
 
 
 def _affordable(model: nn.Module, dataset: Source, device: torch.device) -> int:

@@ -8,32 +8,29 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mint_compress import processes
 from mint_compress.data.batching import batch_count, batches, generators_of
 from mint_compress.data.datasets import Source
-from mint_compress.data.targets import select_targets
 from mint_compress.errors import MintError
 from mint_compress.nn.contexts import evaluating, placed, seeded
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import count, select
+from mint_compress.nn.io import count
 from mint_compress.progress import Progress
 from mint_compress.settings import Compute
-from mint_compress.training.acceleration import accelerated
 from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.resuming import Resumable
 from mint_compress.training.schedule import one_cycle
+from mint_compress.training.shared_updates import average_statistics_
 from mint_compress.training.tasks.protocol import Task
 from mint_compress.training.updating import Updates, trainable
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +55,9 @@ def finetune_(
 
     SGD with Nesterov momentum and a one-cycle learning rate; channels-last memory where the forward pass
     takes it, and mixed precision on a GPU. On a CPU accelerate's ``ACCELERATE_MIXED_PRECISION=bf16`` asks for
-    it, which pays where the processor multiplies bf16 natively (AVX512_BF16, AMX). Started by ``accelerate
-    launch``, every process trains on its share of each batch.
+    it, which pays where the processor multiplies bf16 natively (AVX512_BF16, AMX). Started by torchrun or
+    ``accelerate launch``, every process reads and trains on its share of each batch; batch normalisation goes
+    by the whole of it.
 
     Parameters
     ----------
@@ -104,26 +102,26 @@ def finetune_(
     if hyperparameters.epochs == 0:
         model.eval()
         return []
-    where = resolve_device(device)
     with ExitStack() as stack:
+        stack.enter_context(processes.sharing())
+        where = resolve_device(device)
         if where.type == "cuda":
             stack.enter_context(torch.cuda.device(where))
-        accelerator = stack.enter_context(accelerated(where))
         sources = _named(train, validation)
-        task, notes = settle_task(model, sources, task=task, device=accelerator.device)
+        task, notes = settle_task(model, sources, task=task, device=where)
         check_classes(task, train)
         if task.trained_on_original and teacher is None:
             said = "; ".join(notes) or f"task: {task.name}"
             raise MintError(f"The original network is needed to learn from ({said}). Give it as teacher.")
         if not task.distils:
             teacher = None
-        stack.enter_context(seeded(hyperparameters.seed, accelerator.device))
-        stack.enter_context(trainable(model, accelerator.device))
+        stack.enter_context(seeded(hyperparameters.seed, where))
+        stack.enter_context(trainable(model, where))
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
-            stack.enter_context(placed(teacher, accelerator.device))
+            stack.enter_context(placed(teacher, where))
         resume = None if checkpoint is None else Path(checkpoint)
-        run = _Run(accelerator, model, teacher, task, hyperparameters, progress)
+        run = _Run(where, model, teacher, task, hyperparameters, progress)
         return run.train(train, validation, resume)
 
 
@@ -137,17 +135,17 @@ class _Run:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        device: torch.device,
         model: nn.Module,
         teacher: nn.Module | None,
         task: Task,
         hyperparameters: Hyperparameters,
         progress: Progress | None,
     ) -> None:
-        self.accelerator, self.model = accelerator, model
+        self.device, self.model = device, model
         self.teacher, self.task = teacher, task
         self.hyperparameters, self.progress = hyperparameters, progress
-        self.updates = Updates(accelerator, model, teacher, task, hyperparameters)
+        self.updates = Updates(device, model, teacher, task, hyperparameters)
         self.generator = torch.Generator().manual_seed(hyperparameters.seed)
         self.step = self.steps = 0
 
@@ -155,8 +153,8 @@ class _Run:
         epochs = self.hyperparameters.epochs
         self.steps = epochs * batch_count(train, self.hyperparameters.batch_size)
         state = Resumable(
-            self.hyperparameters, self.model, self.updates.optimizer, self.accelerator.scaler,
-            [self.generator, *generators_of(train)], self.accelerator.device,
+            self.hyperparameters, self.model, self.updates.optimizer, self.updates.precision.scaler,
+            [self.generator, *generators_of(train)], self.device,
         )  # fmt: skip
         results: list[EpochResult] = []
         if checkpoint is not None and checkpoint.exists():
@@ -164,10 +162,9 @@ class _Run:
         for epoch in range(len(results) + 1, epochs + 1):
             results.append(self._epoch(epoch, train, validation))
             logger.info("%s", results[-1])
-            if checkpoint is not None and self.accelerator.is_main_process:
+            if checkpoint is not None and processes.is_main():
                 state.keep(checkpoint, self.step, results)
-        self.updates.unwrap()
-        if checkpoint is not None and self.accelerator.is_main_process:
+        if checkpoint is not None and processes.is_main():
             checkpoint.unlink(missing_ok=True)
         return results
 
@@ -176,20 +173,23 @@ class _Run:
         loss = self._pass(train)
         found = None
         if validation is not None:
-            device = self.accelerator.device
-            found = evaluate(self.model, validation, self.task, reference=self.teacher, device=device).value
+            found = evaluate(
+                self.model, validation, self.task, reference=self.teacher, device=self.device
+            ).value
         return EpochResult(epoch, loss, found, time.perf_counter() - start, self.task.metric)
 
     def _pass(self, train: Source) -> float:
-        """Go through the training images once; return the mean loss of this process's updates."""
-        total = torch.zeros((), device=self.accelerator.device)
+        """Go through the training images once; return the mean loss of the updates."""
+        total = torch.zeros((), device=self.device)
         updates = 0
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for images, targets in batches(train, self.hyperparameters.batch_size, generator=self.generator):
+        # the order must be the same everywhere, whatever each process has drawn for its own images
+        processes.same_everywhere_(self.generator, torch.default_generator)
+        share = processes.share(least=2)
+        size = self.hyperparameters.batch_size
+        for images, targets in batches(train, size, generator=self.generator, share=share):
             self.step += 1
-            if count(images) >= 2 * world:
-                mine = slice(rank, None, world)
-                total += self.updates.update(select(images, mine), select_targets(targets, mine), self._lr())
+            if count(images) >= 2:
+                total += self.updates.update(images, targets, self._lr())
                 updates += 1
             if updates % CHECK_EVERY == 1:
                 self._check_finite(total)
@@ -198,7 +198,8 @@ class _Run:
         if not updates:
             raise MintError("Fine-tuning needs at least 2 training images in a batch. Give more data.")
         self._check_finite(total)
-        return float(total) / updates
+        average_statistics_(self.model)
+        return float(processes.sum_(total)) / updates
 
     def _lr(self) -> float:
         # a loader may give more batches than its length says

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mint_compress import processes
 from mint_compress.data.augmentation import flip_and_crop
 from mint_compress.errors import foreign
 from mint_compress.nn.batch_size import samples_at_once
@@ -33,6 +34,7 @@ from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.hyperparameters import Hyperparameters
 from mint_compress.training.matching import matched, places_to_match
 from mint_compress.training.schedule import one_cycle
+from mint_compress.training.shared_updates import average_gradients_
 from mint_compress.training.tasks.protocol import Task
 from mint_compress.training.updating import trainable
 
@@ -200,7 +202,8 @@ class _Updates:
             start = time.perf_counter()
             for batch in batches:
                 self._learn(batch, on_the_way)
-        return int(seconds * TIMED / ((time.perf_counter() - start) * self.steps))
+        taken = processes.by_main(lambda: time.perf_counter() - start)
+        return int(seconds * TIMED / (taken * self.steps))
 
     def go_through(self, epochs: int, progress: Progress | None) -> bool:
         """Learn from all images so many times; whether the loss stayed finite, without which it ends."""
@@ -213,9 +216,10 @@ class _Updates:
                     group["lr"] = self.numbers.lr * one_cycle(step, total)
                 optimizer.zero_grad()
                 loss = self._learn(batch, on_the_way)
+                average_gradients_(self.model.parameters(), count(batch))
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.numbers.max_grad_norm)
                 optimizer.step()
-                if step % CHECK_EVERY == 0 and not loss.isfinite():
+                if step % CHECK_EVERY == 0 and not processes.sum_(loss).isfinite():
                     return False
                 if progress:
                     progress("healing", step + 1, total)
@@ -225,12 +229,14 @@ class _Updates:
         """How far the network is from the original; NaN without images."""
         if images is None:
             return math.nan
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad(), matched(self.model, self.original, self.places) as on_the_way:
-            for part, _ in split(images, self.at_once):
+            for number, (part, _) in enumerate(split(images, self.at_once)):
+                if not processes.is_mine(number):
+                    continue
                 outputs, lacking = self._distances(laid_out(to(part, self.device), self.layout), on_the_way)
                 total += float(outputs if outputs is not None else lacking) * count(part)
-        return total / count(images)
+        return float(processes.sum_(total)) / count(images)
 
     def _epochs(self, epochs: int) -> Iterator[Inputs]:
         return itertools.chain.from_iterable(self._batches() for _ in range(epochs))
@@ -242,7 +248,8 @@ class _Updates:
             batch = to(select(self.images, rows), self.device)
             if self.padding and isinstance(batch, Tensor):
                 batch = flip_and_crop(batch, padding=self.padding, generator=self.generator)
-            yield laid_out(batch, self.layout)
+            mine = slice(processes.rank(), None, processes.world())
+            yield laid_out(batch if processes.world() == 1 else select(batch, mine), self.layout)
 
     def _learn(self, batch: Inputs, on_the_way: Callable[[], Tensor | None]) -> Tensor:
         """Add the gradients of one batch; return its loss."""

@@ -293,17 +293,16 @@ def test_too_little_to_train_on() -> None:
         finetune_(nn.Flatten(), blobs(20), epochs=1, device="cpu")
 
 
-def test_accelerates_state_of_the_caller_is_kept() -> None:
-    from accelerate.state import AcceleratorState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    finetune_(network(), blobs(20), epochs=1, device="cpu")
-    assert PartialState._shared_state == {}
-    mine = PartialState(cpu=True)
-    finetune_(network(), blobs(20), epochs=1, device="cpu")
-    assert PartialState._shared_state == vars(mine)
-    assert mine.device == torch.device("cpu")
-    AcceleratorState._reset_state(reset_partial_state=True)
+def test_an_accelerator_of_the_caller_is_left_alone() -> None:
+    """Nor does it matter to a training: not where it computes, and not in which precision."""
+    accelerate = pytest.importorskip("accelerate")
+    before = network(), network()
+    finetune_(before[0], blobs(20), epochs=1, device="cpu")
+    mine = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    told = mine.device, mine.mixed_precision, mine.num_processes, str(mine.state)
+    finetune_(before[1], blobs(20), epochs=1, device="cpu")
+    assert (mine.device, mine.mixed_precision, mine.num_processes, str(mine.state)) == told
+    assert same(state(before[0]), state(before[1]))
 
 
 def test_digits_are_learnt() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mint_compress import processes
 from mint_compress.data.label_maps import NO_CLASS, with_class
 from mint_compress.errors import MintError
 from mint_compress.nn.io import tensors_in
@@ -209,6 +210,12 @@ class ClassMeter:
         self.labelled = _added(self.labelled, torch.bincount(labels, minlength=classes))
         self.predicted = _added(self.predicted, torch.bincount(predicted, minlength=classes))
         self.right = _added(self.right, torch.bincount(labels[predicted == labels], minlength=classes))
+
+    def add_up_(self) -> None:
+        """Take in what all processes have counted."""
+        counts = torch.stack([self.labelled, self.predicted, self.right])
+        total = processes.summed({"counts": counts} if counts.numel() else {})
+        self.labelled, self.predicted, self.right = total.get("counts", counts)
 
     def compute(self) -> Measurement:
         """What all batches come to."""

@@ -89,7 +89,7 @@ class BoxMeter:
         try:
             from torchmetrics.detection import MeanAveragePrecision
 
-            self.precision = MeanAveragePrecision(class_metrics=True)
+            self.precision = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
         except ImportError:  # torchmetrics', for want of pycocotools or faster_coco_eval
             raise MintError(
                 "Average precision of boxes needs pycocotools. pip install 'mint-compress[detection]'"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mint_compress import processes
 from mint_compress.errors import MintError
 from mint_compress.nn.io import first_tensor, tensors_in
 from mint_compress.reporting.records import Metric
@@ -84,6 +85,10 @@ class MeanMeter:
         found = self.measure(outputs, targets)
         self.total += float(found.double().sum())
         self.count += found.numel()
+
+    def add_up_(self) -> None:
+        """Take in what all processes have found."""
+        self.total, self.count = map(sum, zip(*processes.gathered((self.total, self.count)), strict=True))
 
     def compute(self) -> Measurement:
         """What all batches come to."""

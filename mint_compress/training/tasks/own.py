@@ -121,6 +121,10 @@ def named(thing: Any) -> str:
     return str(getattr(thing, "__name__", type(thing).__name__))
 
 
+def _alone() -> bool:
+    return False
+
+
 def _with_gradients(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return outputs.detach().clone().requires_grad_(outputs.is_floating_point())
@@ -142,6 +146,9 @@ class OwnMeter:
             self.object = made if hasattr(made, "update") and hasattr(made, "compute") else None
             if self.object is not None and hasattr(made, "reset"):
                 made.reset()
+            if hasattr(made, "distributed_available_fn"):
+                # torchmetrics would wait for other processes, of which this may be the only one that measures
+                made.distributed_available_fn = _alone
         self.function = metric
         self.total, self.count = 0.0, 0
 

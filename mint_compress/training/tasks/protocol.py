@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -44,6 +44,14 @@ class Meter(Protocol):
 
     def compute(self) -> Measurement:
         """What all batches come to."""
+
+
+@runtime_checkable
+class SharedMeter(Meter, Protocol):
+    """A meter that processes which share the work can each feed with a part."""
+
+    def add_up_(self) -> None:
+        """Take in what those of all processes have counted; every one of them calls this."""
 
 
 class Task:

@@ -40,6 +40,11 @@ class Run:
     def seed(self) -> int:
         return self.settings.compute.seed
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes so far, and which images could not be read."""
+        return (*self.notes, *(self.data.left_out if self.data else ()))
+
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")

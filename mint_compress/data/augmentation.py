@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from mint_compress.data.datasets import ImageDataset
+from mint_compress.data.datasets import Batches, ImageDataset
 
 
 class Augmented(ImageDataset):
@@ -38,8 +40,17 @@ class Augmented(ImageDataset):
     def gather(
         self, indices: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        images, labels = self.dataset.gather(indices)
-        return flip_and_crop(images, padding=self.padding, generator=generator or self.generator), labels
+        [batch] = self.gathered([indices], generator)
+        return batch
+
+    def gathered(self, chunks: Sequence[Tensor], generator: torch.Generator | None = None) -> Batches:
+        # drawn here, batch after batch, whoever reads the images
+        for images, labels in self.dataset.gathered(chunks):
+            yield flip_and_crop(images, padding=self.padding, generator=generator or self.generator), labels
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        return self.dataset.unreadable
 
 
 def flip_and_crop(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mint_compress.data.batch_kinds import collated, understood
-from mint_compress.data.datasets import ImageDataset, Source
+from mint_compress.data.datasets import Batches, ImageDataset, Source
 from mint_compress.data.targets import Targets
 from mint_compress.errors import MintError
 from mint_compress.nn.io import Inputs
@@ -38,7 +39,10 @@ def batches(
     """
     if isinstance(source, ImageDataset):
         chunks = _chunks(len(source), batch_size, generator)
-        yield from _fetched(lambda rows: source.gather(rows, generator), chunks, ahead=source.prefetch)
+        found = source.gathered(chunks, generator)
+        for batch in _one_ahead(found) if source.prefetch else found:
+            if len(batch[0]):  # nothing is left where no file of a batch can be read
+                yield batch
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         for rows in _chunks(len(source), batch_size, generator):  # type: ignore[arg-type]
             yield understood(collated([source[i] for i in rows.tolist()]))
@@ -68,18 +72,11 @@ def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Te
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def _fetched(
-    fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]], chunks: Sequence[Tensor], *, ahead: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if not ahead:
-        yield from map(fetch, chunks)
-        return
-    # one worker, so that what augmentation draws stays in the order of the batches
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for chunk in chunks:
-            ready, waiting = waiting, pool.submit(fetch, chunk)
-            if ready is not None:
-                yield ready.result()
-        if waiting is not None:
-            yield waiting.result()
+def _one_ahead(found: Batches) -> Batches:
+    """The same, each fetched while the one before it is worked on."""
+    # one thread, so that what augmentation draws stays in the order of the batches
+    with closing(found), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, found, None)
+        while (ready := waiting.result()) is not None:
+            waiting = pool.submit(next, found, None)
+            yield ready

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    pass
+from mint_compress.errors import MintError
 
 Source = Dataset[Any] | Iterable[Any]
 """A dataset of (image, target), or an iterable of (images, targets) batches such as a DataLoader; or of
@@ -18,6 +17,9 @@ images alone.
 
 In the place of the image there may be a tuple of tensors, or a dict.
 """
+
+Batches = Generator[tuple[Tensor, Tensor | None], None, None]
+"""Images with their targets, if there are any, a batch at a time."""
 
 
 class ImageDataset(Dataset[Any]):
@@ -39,9 +41,20 @@ class ImageDataset(Dataset[Any]):
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised images (b, C, H, W) float32 and targets (b, ...), or None, of ``indices``.
 
-        ``generator`` is what augmentation draws from; datasets without augmentation ignore it.
+        ``generator`` is what augmentation draws from; datasets without augmentation ignore it. Images that
+        cannot be read are left out.
         """
         raise NotImplementedError
+
+    def gathered(self, chunks: Sequence[Tensor], generator: torch.Generator | None = None) -> Batches:
+        """What :meth:`gather` gives for each of the chunks, one after the other."""
+        for indices in chunks:
+            yield self.gather(indices, generator)
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """File -> why it gives no image, of those that were left out so far."""
+        return {}
 
     def subset(self, rows: Tensor) -> ImageDataset:
         """The images at ``rows``, in that order."""
@@ -55,6 +68,9 @@ class ImageDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         images, labels = self.gather(torch.as_tensor(indices))
+        if len(images) < len(indices):
+            first = next(f"{path}: {reason}" for path, reason in self.unreadable.items())
+            raise MintError(f"There are images that cannot be read ({first}). Remove or replace them.")
         if labels is None:
             return list(images)
         return list(zip(images, labels.tolist() if are_classes(labels) else labels, strict=True))

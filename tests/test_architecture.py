@@ -24,7 +24,7 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # lower floor; inside a room the files may use one another.
 FLOORS = [
     {"errors", "progress"},
-    {"files", "options", "importing", "estimators"},
+    {"files", "options", "importing", "exhaustion", "estimators"},
     {"zoo", "settings", "reporting", "nn"},
     {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},

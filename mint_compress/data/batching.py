@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,9 +75,31 @@ def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Te
 
 def _one_ahead(found: Batches) -> Batches:
     """The same, each fetched while the one before it is worked on."""
-    # one thread, so that what augmentation draws stays in the order of the batches
-    with closing(found), ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, found, None)
-        while (ready := waiting.result()) is not None:
-            waiting = pool.submit(next, found, None)
-            yield ready
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    fetched: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def fetch() -> None:
+        while wanted.get():
+            try:
+                fetched.put((next(found, None), None))
+            except BaseException as error:  # to be raised where it is waited for
+                fetched.put((None, error))
+
+    # One thread, so that what augmentation draws stays in the order of the batches. It may fork workers,
+    # which at their end would wait for the thread of an executor, themselves, and fail.
+    thread = Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        wanted.put(True)
+        while True:
+            batch, error = fetched.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            wanted.put(True)
+            yield batch
+    finally:
+        wanted.put(False)
+        thread.join()
+        found.close()

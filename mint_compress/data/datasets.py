@@ -122,16 +122,20 @@ class ArrayDataset(ImageDataset):
     def gather(
         self, indices: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        images = self.images[self.rows[indices]]
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
-        return normalised(images, self.mean, self.std), None if self.labels is None else self.labels[indices]
+        images = self.images[self.rows[indices]]  # a copy
+        images = images.float().div_(255) if images.dtype == torch.uint8 else images
+        return normalise_(images, self.mean, self.std), None if self.labels is None else self.labels[indices]
 
 
-def normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """(b, C, ...) images less ``mean`` and over ``std``, one value a channel each; None leaves that out."""
+def normalise_(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Subtract ``mean`` from (b, C, ...) images and divide by ``std``, in place, one value a channel each.
+
+    None leaves that out. What is made of large batches on the way would stay with the process.
+    """
 
     def channelwise(values: Sequence[float]) -> Tensor:
         return torch.tensor(values).view(-1, *[1] * (images.ndim - 2))
 
-    images = images if mean is None else images - channelwise(mean)
-    return images if std is None else images / channelwise(std)
+    if mean is not None:
+        images.sub_(channelwise(mean))
+    return images if std is None else images.div_(channelwise(std))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mint_compress.data.datasets import Batches, ImageDataset, normalised
+from mint_compress.data.datasets import Batches, ImageDataset, normalise_
 from mint_compress.data.image_reader import ImageReader
 from mint_compress.errors import MintError, our_own
 
@@ -97,8 +97,8 @@ class FolderDataset(ImageDataset):
                 self._leave_out({int(piece[i]): reason for i, reason in unreadable.items()})
                 kept[[done + i for i in unreadable]] = False
                 if len(pixels):
-                    values = normalised(pixels.float() / 255, self.mean, self.std)
-                    images[filled : filled + len(pixels)] = values
+                    part = images[filled : filled + len(pixels)].copy_(pixels).div_(255)
+                    normalise_(part, self.mean, self.std)
                 done, filled = done + len(piece), filled + len(pixels)
             yield images[:filled], None if self.labels is None else self.labels[chunk[kept]]
 

@@ -121,11 +121,12 @@ class ImageReader:
             )
         try:
             yield from self._loader
-        except RuntimeError as error:  # PyTorch's; what goes on between two pieces does not come here
+        # PyTorch's and the connection's; what goes on between two pieces does not come here
+        except (RuntimeError, OSError, EOFError) as error:
             self._loader = None
-            if not DEAD.search(str(error)):
+            if isinstance(error, RuntimeError) and not DEAD.search(str(error)):
                 raise
-            said = " ".join(str(error).split())[:100]
+            said = " ".join((str(error) or type(error).__name__).split())[:100]
             raise MintError(
                 f"A process that reads images died ({said}): mostly the machine's memory or shared memory is "
                 f"full. Give --workers below {self.workers}, or 0 to read without further processes."

@@ -209,9 +209,9 @@ def test_batches_are_the_same_whatever_the_number_of_workers(tmp_path: Path) -> 
             for x, y in batches(dataset, 16, generator=generator)
         ]
 
-    found = {workers: passes(workers) for workers in (0, 1, 3)}
+    found = {workers: passes(workers) for workers in (0, 1, 2)}
     assert [len(x) for x in found[0]] == [16, 16, 16, 16, 16, 16, 4] * 2
-    for workers in (1, 3):
+    for workers in (1, 2):
         assert all(torch.equal(a, b) for a, b in zip(found[0], found[workers], strict=True))
     assert not torch.equal(found[0][0], found[0][7])
     assert torch.equal(torch.get_rng_state(), state), "PyTorch's own generator moved"
@@ -241,8 +241,9 @@ def test_workers_serve_all_passes_and_splits_and_go_with_the_data(tmp_path: Path
     assert sum(len(x) for x, _ in outer) == len(data.train) - 9
     data.calibration(20, seed=0)
     assert children() - before == started
+    workers = [child for child in multiprocessing.active_children() if child.pid in started]
     del data
-    assert not children() & started
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.fixture

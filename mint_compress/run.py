@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,12 +12,15 @@ from torch import nn
 from mint_compress.data.calibration_draw import affordable, draw
 from mint_compress.data.data import Data
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.memory_need import GIB, machine_memory, memory_need, within_memory
 from mint_compress.nn.batch_size import kept_alive, samples_at_once
 from mint_compress.nn.io import Inputs, count
 from mint_compress.progress import Progress
 from mint_compress.settings import Settings
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 """Images in one forward pass, at most."""
@@ -48,6 +52,8 @@ class Run:
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")
+        if self.device.type == "cpu":
+            wanted, why = self._within_memory(wanted, why, asked is not None)
         if asked is None and self.data is None:  # noise is worth no more time than one go takes
             wanted = min(wanted, kept_alive(self.original, self.example))
         images = draw(
@@ -55,6 +61,18 @@ class Run:
         )
         self.notes.append(f"{what_for}calibration images: {count(images)}{why}")
         return images
+
+    def _within_memory(self, wanted: int, why: str, asked: bool) -> tuple[int, str]:
+        """How many images the machine has memory for, and why not more; a note says what they need."""
+        need, there = memory_need(self.original, self.groups, self.example), machine_memory()
+        if not asked and (fewer := within_memory(need, wanted)) < wanted:
+            wanted, why = fewer, " (for more there is not enough memory; --calibration-images asks for them)"
+        needs = f"needs about {need(wanted) / GIB:.1f} GiB of memory"
+        if need(wanted) > there:
+            log.warning("%s, and there are %.1f; --calibration-images takes fewer", needs, there / GIB)
+        said = f"{needs}; more while it trains, by --batch-size" if self.data else needs
+        self.notes += [] if said in self.notes else [said]
+        return wanted, why
 
     @cached_property
     def batch(self) -> int:

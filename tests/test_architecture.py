@@ -28,7 +28,7 @@ FLOORS = [
     {"zoo", "settings", "reporting", "nn"},
     {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},
-    {"scoring"},
+    {"memory_need", "scoring"},
     {"planning"},
     {"exporting", "provenance", "run"},
     {"recovery"},

@@ -67,8 +67,9 @@ class Run:
         need, there = memory_need(self.original, self.groups, self.example), machine_memory()
         if not asked and (fewer := within_memory(need, wanted)) < wanted:
             wanted, why = fewer, " (for more there is not enough memory; --calibration-images asks for them)"
-        needs = f"needs about {need(wanted) / GIB:.1f} GiB of memory"
-        if need(wanted) > there:
+        drawn = min(wanted, (self.data.sizes[0] if self.data else None) or wanted)
+        needs = f"needs about {need(drawn) / GIB:.1f} GiB of memory"
+        if need(drawn) > there:
             log.warning("%s, and there are %.1f; --calibration-images takes fewer", needs, there / GIB)
         said = f"{needs}; more while it trains, by --batch-size" if self.data else needs
         self.notes += [] if said in self.notes else [said]

@@ -52,10 +52,10 @@ class Run:
     def draw(self, asked: int | None, default: int, what_for: str = "") -> Inputs:
         """Calibration images on the device, with a note that says how many."""
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")
-        if self.device.type == "cpu":
-            wanted, why = self._within_memory(wanted, why, asked is not None)
         if asked is None and self.data is None:  # noise is worth no more time than one go takes
             wanted = min(wanted, kept_alive(self.original, self.example))
+        if self.device.type == "cpu":
+            wanted, why = self._within_memory(wanted, why, asked is not None)
         images = draw(
             self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
         )

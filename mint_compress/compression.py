@@ -17,6 +17,7 @@ from mint_compress.data.calibration_draw import one_sample
 from mint_compress.data.data import Data
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
+from mint_compress.exhaustion import exhaustion_told
 from mint_compress.exporting.quantizing import Judged
 from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
@@ -47,6 +48,7 @@ from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.tasks.finding import find_task
 
 
+@exhaustion_told()
 @processes.sharing()
 def compress(
     model: nn.Module | str | os.PathLike[str],
@@ -125,7 +127,7 @@ def compress(
         images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
         if dry_run:
             pruned, chosen, report = _pruned(run, report, images, given)
-            report = replace(report, notes=tuple(run.notes))
+            report = replace(report, notes=run.told)
             return pruned.cpu().eval(), write_plan(report, chosen, kept.folder)
         if kept.folder is None:
             pruned, _, report = _finished(run, report, images, given)
@@ -181,7 +183,8 @@ def _open_data(model: nn.Module, data: Any, settings: Settings) -> tuple[Data | 
     shape = settings.model.input_shape or input_shape_of(model)
     if data is not None and not isinstance(data, Data):
         mean, std = settings.normalisation.mean, settings.normalisation.std
-        data = load_data(data, mean=mean, std=std, input_shape=shape, seed=settings.compute.seed)
+        seed, workers = settings.compute.seed, settings.compute.workers
+        data = load_data(data, mean=mean, std=std, input_shape=shape, seed=seed, workers=workers)
     if data is not None:
         return data, data.input_shape
     if shape is None:
@@ -219,7 +222,7 @@ def _finished(
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network pruned, repaired and trained; it and the original are now on the CPU, in eval mode."""
     pruned, chosen, report = _pruned(run, report, images, given)
-    report = replace(report, **recovered(run, pruned, chosen, images), notes=tuple(run.notes))
+    report = replace(report, **recovered(run, pruned, chosen, images), notes=run.told)
     run.original.cpu().eval()
     return pruned.cpu().eval(), chosen, report
 

@@ -58,10 +58,10 @@ def identity(of: object) -> str:
 def asked_for(model: object, data: object, plan: PruningPlan | None, settings: Settings) -> dict[str, Any]:
     """What the results of a run depend on, by name, as far as it is known before anything is read.
 
-    Nothing depends on how the export is made and timed at the end.
+    Nothing depends on how the export is made and timed at the end, and on how many processes read images.
     """
-    last = {one.name for kind in (Benchmark, Export) for one in options_of(kind).values()}
-    chosen = {n.replace("_", "-"): v for n, v in named_settings(settings).items() if n not in last}
+    without = {one.name for kind in (Benchmark, Export) for one in options_of(kind).values()} | {"workers"}
+    chosen = {n.replace("_", "-"): v for n, v in named_settings(settings).items() if n not in without}
     known = {name: number for name, number in versions().items() if name in ("mint-compress", "torch")}
     given = {
         "model": identity(model),

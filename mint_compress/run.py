@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import nn
 from mint_compress.data.calibration_draw import affordable, draw
 from mint_compress.data.data import Data
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.memory_need import GIB, machine_memory, memory_need, within_memory
 from mint_compress.nn.batch_size import kept_alive, samples_at_once
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.io import Inputs, count
@@ -21,6 +23,8 @@ from mint_compress.resuming.state import Kept
 from mint_compress.settings import Settings
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.tasks.protocol import Measurement, Task
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 """Images in one forward pass, at most."""
@@ -48,6 +52,11 @@ class Run:
     def seed(self) -> int:
         return self.settings.compute.seed
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes so far, and which images could not be read."""
+        return (*self.notes, *(self.data.left_out if self.data else ()))
+
     def once(self, stage: str, compute: Callable[[], Result], form: Form[Result]) -> Result:
         """What a stage gives, its notes included: computed, or as an interrupted run has kept it."""
         if (found := self.kept.take(stage, form)) is not None:
@@ -64,6 +73,8 @@ class Run:
         wanted, why = affordable(self.example, default) if asked is None else (asked, "")
         if asked is None and self.data is None:
             wanted = min(wanted, self._noise())
+        if self.device.type == "cpu":
+            wanted, why = self._within_memory(wanted, why, asked is not None)
         images = draw(
             self.data, self.example, wanted, exact=asked is not None, device=self.device, seed=self.seed
         )
@@ -74,6 +85,19 @@ class Run:
         """Images of noise that are worth their time: no more than go through both networks in one piece."""
         paid_for = int(NOISE_MACS / max(1, module_macs(self.original, self.example).total))
         return min(kept_alive(self.original, self.example), max(LEAST_NOISE, paid_for))
+
+    def _within_memory(self, wanted: int, why: str, asked: bool) -> tuple[int, str]:
+        """How many images the machine has memory for, and why not more; a note says what they need."""
+        need, there = memory_need(self.original, self.groups, self.example), machine_memory()
+        if not asked and (fewer := within_memory(need, wanted)) < wanted:
+            wanted, why = fewer, " (for more there is not enough memory; --calibration-images asks for them)"
+        drawn = min(wanted, (self.data.sizes[0] if self.data else None) or wanted)
+        needs = f"needs about {need(drawn) / GIB:.1f} GiB of memory"
+        if need(drawn) > there:
+            log.warning("%s, and there are %.1f; --calibration-images takes fewer", needs, there / GIB)
+        said = f"{needs}; more while it trains, by --batch-size" if self.data else needs
+        self.notes += [] if said in self.notes else [said]
+        return wanted, why
 
     @cached_property
     def batch(self) -> int:

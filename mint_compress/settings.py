@@ -270,6 +270,10 @@ class Compute(Group):
         "auto", "Where PyTorch computes.", metavar="auto|cpu|cuda|cuda:N",
         choices=("auto", "cpu", "cuda", "cuda:N"),
     )  # fmt: skip
+    workers: int | None = option(
+        None, "Processes that read image files; 0: the run itself reads.", metavar="N", kind=int, rule=WHOLE,
+        default_text="one a core, 8 at most",
+    )  # fmt: skip
     seed: int = option(
         0, "Of everything drawn at random; how data are split does not depend on it.", metavar="N", kind=int,
         rule=WHOLE,

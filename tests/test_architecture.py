@@ -25,11 +25,11 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 FLOORS = [
     {"errors", "progress"},
     {"processes"},
-    {"files", "options", "importing", "estimators"},
+    {"files", "options", "importing", "exhaustion", "estimators"},
     {"zoo", "settings", "reporting", "nn"},
     {"data", "surgery", "preflight"},
     {"checkpoints", "graph", "repair", "training"},
-    {"scoring"},
+    {"memory_need", "scoring"},
     {"planning", "resuming"},
     {"exporting", "provenance", "run"},
     {"recovery", "verifying"},

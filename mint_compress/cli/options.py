@@ -168,7 +168,7 @@ SWEEP: Sections = {
     "Data": [DATA, *_some(Normalisation), *_some(Scoring, only=("calibration_images",))],
     "Task": _some(Job),
     "Repair and fine-tuning": _some(Repair, Healing, Finetuning),
-    "Running": _some(Compute, only=("device",)),
+    "Running": _some(Compute, only=("device", "workers")),
     "Output": [
         replace(
             OUTPUT, metavar="OUT.csv",

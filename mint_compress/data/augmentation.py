@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mint_compress.data.datasets import ImageDataset
+from mint_compress.data.datasets import Batches, ImageDataset
+from mint_compress.processes import Share
 
 
 class Augmented(ImageDataset):
@@ -38,14 +39,27 @@ class Augmented(ImageDataset):
         return len(self.dataset)
 
     def gather(
-        self, indices: Tensor, generator: torch.Generator | None = None, among: Sequence[int] | None = None
+        self, indices: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As any dataset's; with ``among``, of a batch of ``indices`` only these places, drawn as of all."""
-        count = len(indices)
-        images, labels = self.dataset.gather(indices if among is None else indices[list(among)])
-        drawn_for = None if among is None else (count, among)
-        generator = generator or self.generator
-        return flip_and_crop(images, padding=self.padding, generator=generator, drawn_for=drawn_for), labels
+        [batch] = self.gathered([indices], generator)
+        return batch
+
+    def gathered(
+        self,
+        chunks: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Batches:
+        # drawn here, batch after batch, whoever reads the images
+        drawing = generator or self.generator
+        for indices, (images, labels) in zip(chunks, self.dataset.gathered(chunks, share=share), strict=True):
+            rows = range(len(indices)) if share is None else share.of(len(indices))
+            drawn_for = None if share is None else (len(indices), rows[: len(images)])
+            yield flip_and_crop(images, padding=self.padding, generator=drawing, drawn_for=drawn_for), labels
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        return self.dataset.unreadable
 
 
 def flip_and_crop(

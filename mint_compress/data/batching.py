@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mint_compress.data.augmentation import Augmented
 from mint_compress.data.batch_kinds import collated, understood
-from mint_compress.data.datasets import ImageDataset, Source
+from mint_compress.data.datasets import Batches, ImageDataset, Source
 from mint_compress.data.shares import can_be_shared, share_of_each, shared_loader
 from mint_compress.data.targets import Targets
 from mint_compress.errors import MintError
@@ -51,8 +51,14 @@ def batches(
         chunks = _chunks(len(source), batch_size, generator)
         if share is not None:
             chunks = [rows for rows in chunks if share.of(len(rows))]
-        fetch = partial(_gathered, source, generator, share)
-        yield from _fetched(fetch, chunks, ahead=source.prefetch)
+        found = source.gathered(chunks, generator, share)
+        for batch in _one_ahead(found) if source.prefetch else found:
+            if len(batch[0]):
+                yield batch
+            elif share is not None:  # the others would wait for it
+                raise MintError(
+                    "No image of a process's share of a batch can be read. Remove those files."
+                )
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         for rows in _chunks(len(source), batch_size, generator):  # type: ignore[arg-type]
             if share is not None:
@@ -96,36 +102,33 @@ def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Te
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def _gathered(
-    source: ImageDataset, generator: torch.Generator | None, share: Share | None, rows: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """A share of the images, augmented as they are when one process takes all."""
-    if share is None:
-        return source.gather(rows, generator)
-    mine = list(share.of(len(rows)))
-    if isinstance(source, Augmented):
-        return source.gather(rows, generator, mine)
-    before = None if generator is None else generator.get_state()
-    part = source.gather(rows[mine], generator)
-    if generator is None or before is None or torch.equal(before, generator.get_state()):
-        return part
-    generator.set_state(before)  # it augments in a way of its own, which goes by the whole batch
-    images, targets = source.gather(rows, generator)
-    return images[mine], None if targets is None else targets[mine]
+def _one_ahead(found: Batches) -> Batches:
+    """The same, each fetched while the one before it is worked on."""
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    fetched: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
+    def fetch() -> None:
+        while wanted.get():
+            try:
+                fetched.put((next(found, None), None))
+            except BaseException as error:  # to be raised where it is waited for
+                fetched.put((None, error))
 
-def _fetched(
-    fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]], chunks: Sequence[Tensor], *, ahead: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if not ahead:
-        yield from map(fetch, chunks)
-        return
-    # one worker, so that what augmentation draws stays in the order of the batches
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for chunk in chunks:
-            ready, waiting = waiting, pool.submit(fetch, chunk)
-            if ready is not None:
-                yield ready.result()
-        if waiting is not None:
-            yield waiting.result()
+    # One thread, so that what augmentation draws stays in the order of the batches. It may fork workers,
+    # which at their end would wait for the thread of an executor, themselves, and fail.
+    thread = Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        wanted.put(True)
+        while True:
+            batch, error = fetched.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            wanted.put(True)
+            yield batch
+    finally:
+        wanted.put(False)
+        thread.join()
+        found.close()

@@ -12,10 +12,11 @@ from torch import Tensor
 from mint_compress.data.arrays import kind
 from mint_compress.data.counting import size
 from mint_compress.data.datasets import ImageDataset, Source, are_classes
+from mint_compress.data.folders import named
 from mint_compress.data.label_maps import class_numbers, with_class
 from mint_compress.data.loaders import arranged, class_count, first_batch, input_shape_of, is_source
 from mint_compress.data.splits import balanced_draw, draw_from_batches
-from mint_compress.data.targets import Targets
+from mint_compress.data.targets import Targets, concatenate_targets
 from mint_compress.nn.contexts import seeded
 from mint_compress.nn.io import Inputs, InputShape, describe
 
@@ -107,6 +108,13 @@ class Data:
             "the test data": self.test,
         }
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line that names the images which could not be read so far, if there are any."""
+        splits = [source for source in self.splits.values() if isinstance(source, ImageDataset)]
+        unreadable = {path: reason for source in splits for path, reason in source.unreadable.items()}
+        return (f"images left out, as they cannot be read: {named(unreadable)}",) if unreadable else ()
+
     def calibration(self, count: int, *, seed: int) -> tuple[Inputs, Targets]:
         """Draw ``count`` training images without replacement, as many of each class as possible.
 
@@ -124,9 +132,23 @@ class Data:
             with too few images are filled up from the others; without classes all images are alike.
         """
         if isinstance(self.train, ImageDataset):
-            return self.train.gather(self._rows(self.train, count, seed))
+            return self._readable(self.train, count, seed)
         with seeded(seed):
             return draw_from_batches(self.train, self.classes, count, seed=seed)
+
+    def _readable(self, train: ImageDataset, count: int, seed: int) -> tuple[Tensor, Targets]:
+        """Others take the place of images that cannot be read, as long as there are any."""
+        rows = self._rows(train, count, seed)
+        images, targets = train.gather(rows)
+        while len(images) < min(count, len(train)):
+            more = self._rows(train, len(rows) + count - len(images), seed)
+            if not len(more := more[~torch.isin(more, rows)]):
+                break
+            rows = torch.cat([rows, more])
+            further = train.gather(more)
+            images = torch.cat([images, further[0]])
+            targets = None if targets is None else concatenate_targets([targets, further[1]])
+        return images, targets
 
     @staticmethod
     def _rows(train: ImageDataset, count: int, seed: int) -> Tensor:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import copy
+import logging
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mint_compress.data.datasets import ImageDataset, normalised
+from mint_compress.data.datasets import Batches, ImageDataset, normalise_
+from mint_compress.data.image_reader import ImageReader
 from mint_compress.errors import MintError, our_own
+from mint_compress.processes import Share
 
-if TYPE_CHECKING:
-    from PIL import Image
+log = logging.getLogger(__name__)
+
+UNREADABLE = 0.01
+"""Share of the images of a split that may be broken, though one always may. What is measured without more of
+them would be about other images."""
+NAMED = 3
+"""Broken files that are named, of many."""
 
 
 class FolderDataset(ImageDataset):
-    """Image files, opened when they are asked for, several at a time.
+    """Image files, opened when they are asked for; see :func:`mint_compress.data.image_files.read_pixels`.
 
-    An image that has the wanted size is taken as it is; any other is resized so that its shorter side
-    (relative to the wanted shape) is 8/7 of it, 256 for 224, and cut out of the middle.
+    A file that cannot be read is left out wherever it is met, with a warning; too many are an error.
 
     Parameters
     ----------
@@ -34,6 +38,8 @@ class FolderDataset(ImageDataset):
         (C, H, W); C is 1 (read as grey) or 3.
     mean, std
         As for `ArrayDataset`.
+    workers
+        Processes that read; as for :class:`mint_compress.data.image_reader.ImageReader`.
     """
 
     prefetch = True
@@ -45,66 +51,83 @@ class FolderDataset(ImageDataset):
         shape: tuple[int, ...],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        workers: int | None = None,
     ) -> None:
-        self.files = list(files)
-        labels = [label for _, label in self.files if label is not None]
-        self.labels = torch.tensor(labels, dtype=torch.int64) if labels else None
+        labels = [label for _, label in files if label is not None]
+        self._show(
+            ImageReader((path for path, _ in files), shape, workers),
+            torch.arange(len(files)),
+            torch.tensor(labels, dtype=torch.int64) if labels else None,
+        )
         self.shape = shape
         self.mean, self.std = mean, std
 
+    def _show(self, reader: ImageReader, rows: Tensor, labels: Tensor | None) -> None:
+        self.reader, self.rows, self.labels = reader, rows, labels
+        self._unreadable: dict[int, str] = {}
+
     def subset(self, rows: Tensor) -> FolderDataset:
-        files = [self.files[i] for i in rows.tolist()]
-        return FolderDataset(files, shape=self.shape, mean=self.mean, std=self.std)
+        part = copy.copy(self)
+        part._show(self.reader, self.rows[rows], None if self.labels is None else self.labels[rows])
+        return part
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
+
+    def path(self, index: int) -> str:
+        """Of one image's file."""
+        return self.reader.files.paths[int(self.rows[index])]
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        return {self.path(index): reason for index, reason in sorted(self._unreadable.items())}
 
     def gather(
         self, indices: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        paths = [self.files[i][0] for i in indices.tolist()]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            images = torch.stack(list(pool.map(self._open, paths)))
-        labels = None if self.labels is None else self.labels[indices]
-        return normalised(images.float() / 255, self.mean, self.std), labels
+        [batch] = self.gathered([indices])
+        return batch
 
-    def _open(self, path: str) -> Tensor:
-        from torchvision.transforms import functional
+    def gathered(
+        self,
+        chunks: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Batches:
+        if share is not None:
+            chunks = [chunk[list(share.of(len(chunk)))] for chunk in chunks]
+        at_once = self.reader.at_once
+        read = self.reader.read(self.rows[piece] for chunk in chunks for piece in chunk.split(at_once))
+        for chunk in chunks:
+            images, kept = torch.empty(len(chunk), *self.shape), torch.ones(len(chunk), dtype=torch.bool)
+            done = filled = 0
+            for piece, (pixels, unreadable) in zip(chunk.split(at_once), read, strict=False):
+                self._leave_out({int(piece[i]): reason for i, reason in unreadable.items()})
+                kept[[done + i for i in unreadable]] = False
+                if len(pixels):
+                    part = images[filled : filled + len(pixels)].copy_(pixels).div_(255)
+                    normalise_(part, self.mean, self.std)
+                done, filled = done + len(piece), filled + len(pixels)
+            yield images[:filled], None if self.labels is None else self.labels[chunk[kept]]
 
-        channels, height, width = self.shape
-        image = _converted(path, "L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            scale = max(height / image.height, width / image.width) * 8 / 7
-            size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-            image = functional.center_crop(functional.resize(image, size), [height, width])
-        pixels: Tensor = functional.pil_to_tensor(image)
-        return pixels
+    def _leave_out(self, found: Mapping[int, str]) -> None:
+        """Remember why images could not be read, and say so of the first."""
+        for index, reason in found.items():
+            if index not in self._unreadable and len(self._unreadable) < NAMED:
+                log.warning("left out, as it cannot be read: %s (%s)", self.path(index), reason)
+            self._unreadable[index] = reason
+        if len(self._unreadable) > max(1, UNREADABLE * len(self)):
+            raise MintError(
+                f"Of {len(self):,} images at least {named(self.unreadable)} cannot be read, more than "
+                f"{UNREADABLE:.0%}. Remove or replace them: figures without them would be about other images."
+            )
 
 
-def _converted(path: str, mode: str) -> Image.Image:
-    """An image file, upright as its EXIF data says, read by PIL as grey (``L``) or in colour (``RGB``)."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            kept = file.mode[0] not in "IF"
-            image = _upright(file).convert(mode) if kept else file
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's
-        raise MintError(f"Cannot read the image {path} ({error}). Remove or replace it.") from None
-    if not kept:  # PIL would clip them to 0..255, to white
-        raise MintError(f"{path} has more than 8 bits a pixel ({image.mode}). Convert it first.")
-    return image
-
-
-def _upright(file: Image.Image) -> Image.Image:
-    """The image of an open file turned as its EXIF data says, if that can be read, and without a palette."""
-    from PIL import ImageOps
-
-    file.load()
-    with suppress(Exception):  # whatever PIL raises at broken EXIF data: the pixels are there
-        ImageOps.exif_transpose(file, in_place=True)
-    # the colours stay the same, and PIL has nothing to warn of; how transparent they are is left out
-    return file.convert("RGBA") if isinstance(file.info.get("transparency"), bytes) else file
+def named(unreadable: Mapping[str, str]) -> str:
+    """For a person: ``2 (a.jpg: cannot identify image file; b.jpg: image file is truncated)``."""
+    first = "; ".join(f"{path}: {reason}" for path, reason in list(unreadable.items())[:NAMED])
+    more = "; ..." if len(unreadable) > NAMED else ""
+    return f"{len(unreadable):,} ({first}{more})"
 
 
 def image_files(folder: Path) -> tuple[list[tuple[str, int]], list[str], Counter[str]]:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def load_data(
     std: Sequence[float] | None = None,
     input_shape: Sequence[int] | None = None,
     seed: int = 0,
+    workers: int | None = None,
 ) -> Data:
     """Open the data behind ``spec``.
 
@@ -70,6 +72,9 @@ def load_data(
         (3, 224, 224) for folders, else the data's own.
     seed
         For augmentation of images fetched one by one. The splits do not depend on it.
+    workers
+        Processes that read image files; 0: this one. By default one a core, 8 at most, where processes can
+        be forked. What is read does not depend on it.
 
     Raises
     ------
@@ -80,7 +85,7 @@ def load_data(
     if not isinstance(spec, str):
         _check_unnormalised("The loader", mean, std)
         return Data.from_loaders(spec, input_shape=shape)
-    options = _Options(spec, tuple(mean) if mean else None, tuple(std) if std else None, shape, seed)
+    options = _Options(spec, tuple(mean) if mean else None, tuple(std) if std else None, shape, seed, workers)
     name, _, place = spec.partition(":")
     if spec == "digits":
         return _digits(options)
@@ -108,6 +113,7 @@ class _Options:
     std: Stats
     input_shape: tuple[int, ...] | None
     seed: int
+    workers: int | None
 
     def normalisation(self, channels: int, *, raw: bool) -> tuple[Stats, Stats]:
         """Mean and std to use; ``raw`` values (floats) are left alone unless the user says otherwise."""
@@ -269,12 +275,12 @@ def _images(options: _Options, root: Path) -> Data:
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
     if "train" not in parts or len(parts) == 1:
         parts = {"train": root}
-    sets: dict[str, ImageDataset] = {}
+    files: dict[str, list[tuple[str, None]]] = {}
     passed_over: Counter[str] = Counter()
     for part, folder in parts.items():
-        files, others = unlabelled_files(folder)
+        files[part], others = unlabelled_files(folder)
         passed_over += others
-        sets[part] = FolderDataset(files, shape=shape, mean=stats[0], std=stats[1])
+    sets = _read_together(options, files, shape, stats)
     if len(sets) == 1:
         whole = sets["train"]
         if len(whole) < 3:
@@ -294,6 +300,22 @@ def _image_options(options: _Options, root: Path) -> tuple[tuple[int, ...], tupl
             f"{root} holds images, but the network takes {describe(shape)}. Needed: 1 or 3, H, W."
         )
     return shape, options.normalisation(shape[0], raw=False)
+
+
+def _read_together(
+    options: _Options,
+    files: Mapping[str, Sequence[tuple[str, int | None]]],
+    shape: tuple[int, ...],
+    stats: tuple[Stats, Stats],
+) -> dict[str, FolderDataset]:
+    """A dataset of the files of each split, which the same processes read."""
+    every = [one for part in files.values() for one in part]
+    whole = FolderDataset(every, shape=shape, mean=stats[0], std=stats[1], workers=options.workers)
+    ends = accumulate(map(len, files.values()))
+    return {
+        part: whole.subset(torch.arange(end - len(files[part]), end))
+        for part, end in zip(files, ends, strict=True)
+    }
 
 
 def _of_folders(
@@ -322,15 +344,15 @@ def _folders(options: _Options) -> Data:
         has = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise MintError(f"{root} needs train/ and test/ or val/, folders of class folders; it holds: {has}.")
     shape, stats = _image_options(options, root)
-    sets: dict[str, ImageDataset] = {}
+    files: dict[str, list[tuple[str, int]]] = {}
     names: list[str] = []
     passed_over: Counter[str] = Counter()
     for part, folder in found.items():
-        files, classes, others = image_files(folder)
+        files[part], classes, others = image_files(folder)
         passed_over += others
         if names and classes != names:
             odd = ", ".join(sorted(set(classes) ^ set(names))[:5])
             raise MintError(f"{folder} and {root / 'train'} have different class folders: {odd}.")
         names = classes
-        sets[part] = FolderDataset(files, shape=shape, mean=stats[0], std=stats[1])
+    sets = _read_together(options, files, shape, stats)
     return _of_folders(options, sets, len(names), shape, stats, passed_over)

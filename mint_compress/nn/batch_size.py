@@ -62,6 +62,11 @@ def largest_output(model: nn.Module, sample: Inputs) -> int:
     return max((size for _, size in _events(model, sample, {})), default=1)
 
 
+def activations_alive(largest: int, samples: int) -> int:
+    """Bytes that passes of so many samples keep alive at most; ``largest`` is the largest output of one."""
+    return min(samples, _within(largest)) * MAPS * largest
+
+
 def _within(largest: int) -> int:
     return max(LEAST_ALIVE, ALIVE // (MAPS * largest))
 

@@ -85,8 +85,10 @@ def split(inputs: Inputs, size: int) -> list[tuple[Inputs, None]]:
 
 
 def concatenate(parts: Sequence[Inputs]) -> Inputs:
-    """One batch of several, which must be of one kind."""
+    """One batch of several, which must be of one kind; one alone is not copied."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     columns = [torch.cat(column) for column in zip(*map(tensors, parts), strict=True)]
     if isinstance(first, Tensor):
         return columns[0]

@@ -169,7 +169,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --int8 --resume"
+        "--dynamic-size --int8 --resume --workers 3"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -189,6 +189,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
             "seed": 11,
             "augment": False,
         },
+        **{"workers": 3},
     }
     assert seen["settings"].flat() == expected
     assert (seen["data"], seen["plan"]) == ("digits", Path("model.pt"))
@@ -432,7 +433,7 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
         "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
-        "trust weights task loss metric heal-epochs heal-minutes dynamic-size version"
+        "trust weights task loss metric heal-epochs heal-minutes dynamic-size workers version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

@@ -56,9 +56,7 @@ def batches(
             if len(batch[0]):
                 yield batch
             elif share is not None:  # the others would wait for it
-                raise MintError(
-                    "No image of a process's share of a batch can be read. Remove those files."
-                )
+                raise MintError("No image of a process's share of a batch can be read. Remove those files.")
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         for rows in _chunks(len(source), batch_size, generator):  # type: ignore[arg-type]
             if share is not None:

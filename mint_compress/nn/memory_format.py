@@ -46,15 +46,20 @@ def fastest_layout(networks: Sequence[nn.Module], images: Inputs) -> Iterator[to
 
     The first of ``images`` are there to try it with. Weights may change in the block.
     """
-    device = device_of(networks[0])
-    if not take_channels_last(networks, to(select(images, slice(2)), device), device):
-        yield torch.contiguous_format
-        return
     changed = [p for network in networks for p in network.parameters() if p.is_contiguous()]
-    for network in networks:
-        lay_out_(network, torch.channels_last)
-    try:
-        yield torch.channels_last
-    finally:
+
+    def put_back() -> None:
         for parameter in changed:
             parameter.data = parameter.data.contiguous()
+
+    for network in networks:  # before it is tried: kernels decide how outputs lie as much as images do
+        lay_out_(network, torch.channels_last)
+    try:
+        device = device_of(networks[0])
+        if take_channels_last(networks, to(select(images, slice(2)), device), device):
+            yield torch.channels_last
+        else:
+            put_back()
+            yield torch.contiguous_format
+    finally:
+        put_back()

@@ -46,7 +46,10 @@ def exhaustion_told() -> Iterator[None]:
         said = next(filter(None, (_told(cause, error) for cause in _causes(error))), None)
         if said is None:
             raise
-        raise MintError(said) from error
+        told = MintError(said)
+        for note in getattr(error, "__notes__", ()):  # that --resume can go on from there
+            told.add_note(note)
+        raise told from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

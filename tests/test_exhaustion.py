@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from toydata import SHAPE, arrays, task
 
 import mint_compress as mc
+from mint_compress.resuming.state import GOES_ON
 
 ON_GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
 ON_CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
@@ -71,6 +73,18 @@ def test_out_of_memory_in_the_repair_and_on_the_cpu() -> None:
     options = {key: value for key, value in OPTIONS.items() if key != "ratio"}
     with pytest.raises(mc.MintError, match=r"^Out of memory on the CPU in the repair\. Give fewer --calibr"):
         mc.compress(network, arrays(), plan=plan, **options)
+
+
+def test_it_is_said_as_well_that_the_run_can_go_on(tmp_path: Path) -> None:
+    network = Greedy()
+    Greedy.size, Greedy.error = 50, torch.OutOfMemoryError(ON_GPU)
+    options = {**OPTIONS, "bench_seconds": 0.05, "output": tmp_path / "small.onnx"}
+    with pytest.raises(mc.MintError, match="in fine-tuning") as error:
+        mc.compress(network, arrays(), **options)
+    assert error.value.__notes__ == [GOES_ON]
+    Greedy.size = 0
+    _, report = mc.compress(network, arrays(), **options, resume=True)
+    assert report.quality.finetuned is not None or any("undone" in note for note in report.notes)
 
 
 def test_other_errors_stay_what_they_are() -> None:

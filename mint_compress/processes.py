@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mint_compress.errors import ProcessLost
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another, which may score or time: one that dies is noticed at once."""
@@ -198,6 +200,16 @@ def by_main(make: Callable[[], T]) -> T:
         distributed.broadcast_object_list(found, src=0)
     result: T = found[0]
     return result
+
+
+def done_by_main(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that the main process alone goes through, and whose result all get; see :func:`by_main`."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return by_main(lambda: function(*args, **kwargs))
+
+    return call
 
 
 def sum_(tensor: Tensor) -> Tensor:

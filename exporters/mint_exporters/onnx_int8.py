@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mint_compress.errors import MintError
+from mint_compress.errors import MintError, our_own
 from mint_compress.exporting.session import Array
 from mint_exporters.messages import one_line
 
@@ -66,7 +66,8 @@ class _Reader:
         )
 
     def get_next(self) -> dict[str, Array] | None:
-        return next(self.batches, None)
+        with our_own():  # what makes the batches is no fault of ONNX Runtime
+            return next(self.batches, None)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ class Shipment:
     dynamic_size: bool = False
 
 
+@processes.done_by_main
 def exported_first(
     original: nn.Module,
     images: Inputs,
@@ -89,14 +90,6 @@ def exported_first(
     MintError
         The original cannot be exported.
     """
-    made = processes.by_main(lambda: _tried(original, images, folder, dynamic_size, progress))
-    return Shipment(made, folder, dynamic_size)
-
-
-def _tried(
-    original: nn.Module, images: Inputs, folder: Folder, dynamic_size: bool, progress: Progress | None
-) -> ExportResult:
-    """The original's export."""
     tell = progress or (lambda *_: None)
     beside = folder.stage.export.parent / "original"  # a folder of its own, whatever the output is called
     with writing(folder.target.export):
@@ -112,9 +105,10 @@ def _tried(
         more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
         raise _with_more(error, more) from error
     tell("try the export", 1, 1)
-    return made
+    return Shipment(made, folder, dynamic_size)
 
 
+@processes.done_by_main
 def ship(
     report: Report,
     original: nn.Module,
@@ -163,23 +157,6 @@ def ship(
     MintError
         The pruned network cannot be exported; the saved weights are kept, and nothing else.
     """
-    return processes.by_main(
-        lambda: _shipped(report, original, pruned, plan, images, shipment, how, logits, int8, progress)
-    )
-
-
-def _shipped(
-    report: Report,
-    original: nn.Module,
-    pruned: nn.Module,
-    plan: PruningPlan,
-    images: Inputs,
-    shipment: Shipment,
-    how: Benchmark,
-    logits: int | None,
-    int8: Judged | None,
-    progress: Progress | None,
-) -> Report:
     stage, target = shipment.folder.stage, shipment.folder.target
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
@@ -349,14 +326,11 @@ def _move(moves: Mapping[Path, Path], folder: Folder) -> None:
             os.replace(file, place)
 
 
+@processes.done_by_main
 def write_plan(report: Report, plan: PruningPlan, folder: Folder | None) -> Report:
     """Write ``OUT.plan.json``, if there is an output at all; of several processes, the main one does."""
     if folder is None:
         return report
-    return processes.by_main(lambda: _with_plan(report, plan, folder))
-
-
-def _with_plan(report: Report, plan: PruningPlan, folder: Folder) -> Report:
     made, final = folder.stage.plan, folder.target.plan
     with writing(final):
         made.write_text(plan.to_json() + "\n", encoding="utf-8")

@@ -29,7 +29,6 @@ ROWS = (
     "mobilenet_v2:224:64",
     "mobilenet_v2:224:256",
     "resnet18:224:64",
-    "resnet18:224:256",
 )
 GIB = 2**30
 

@@ -1,7 +1,7 @@
 """Every option, said once: its name, type, default, what it means, and which values can work.
 
 The command's options and their help, the library's arguments, the grid of a sweep, the settings in a report
-and the README's table are made from the fields of these classes. Nothing here needs torch.
+and the table of docs/options.md are made from the fields of these classes. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -453,7 +453,7 @@ QUIET = Option(False, "Print errors only.", name="quiet")
 
 
 def sections() -> dict[str, list[Option]]:
-    """All options of ``compress``, by section, in the order of the help and of the README's table."""
+    """All options of ``compress``, by section, in the order of the help and of docs/options.md."""
 
     def of(*kinds: type[Group]) -> list[Option]:
         return [one for kind in kinds for one in options_of(kind).values()]

@@ -51,6 +51,21 @@ def writing(path: Path) -> Iterator[None]:
         raise MintError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+WEIGHTS_BESIDE = {".xml": ".bin"}
+"""Formats of two files: suffix of the export -> of the one with its weights, which is found by its name."""
+
+
+def parts_of(export: Path) -> tuple[Path, ...]:
+    """The files that an export consists of, itself first: OUT.xml has OUT.bin beside it."""
+    weights = WEIGHTS_BESIDE.get(export.suffix.lower())
+    return (export,) if weights is None else (export, export.with_suffix(weights))
+
+
+def size_of(export: Path) -> int:
+    """Bytes of an export, in all of its files."""
+    return sum(part.stat().st_size for part in parts_of(export))
+
+
 class Outputs(NamedTuple):
     """The files one run may write, all beside the export."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mint_compress.errors import MintError
-from mint_compress.files import Outputs, check_file, hidden_folder, outputs, placing_mark
+from mint_compress.files import Outputs, check_file, hidden_folder, outputs, parts_of, placing_mark
 from mint_compress.settings import Settings, combinations
 
 
@@ -125,7 +125,9 @@ def _check_output(
     if not os.access(output.parent, os.W_OK):
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
-    exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
+    exports = (*parts_of(files.export), files.samples)
+    if int8:
+        exports += (*parts_of(files.int8), files.int8_samples)
     written = (files.plan,) if dry_run else (*exports, files.tensors, files.report, files.page)
     # a run that was killed while it put its files there may replace them
     force = force or (resume and placing_mark(hidden_folder(written[0])).exists())

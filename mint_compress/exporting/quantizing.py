@@ -10,11 +10,11 @@ import torch
 
 from mint_compress.data.datasets import Source
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import ExportResult, arrays, find_exporter
+from mint_compress.exporting.protocol import ExportResult, NeedsPackages, arrays, find_exporter
 from mint_compress.exporting.session import Session
 from mint_compress.exporting.side_by_side import measured
 from mint_compress.exporting.timing import time_in_turn
-from mint_compress.files import writing
+from mint_compress.files import size_of, writing
 from mint_compress.nn.io import Inputs, count, select, split
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import ExportFigures, Metric, SideBySide
@@ -42,11 +42,13 @@ def find_quantizer(path: Path) -> Quantizer:
     Raises
     ------
     MintError
-        It does not.
+        It does not, or what it needs for that is not installed.
     """
     exporter = find_exporter(path)
     if not callable(getattr(exporter, "quantize", None)):
         raise MintError(f"The exporter {exporter.name} does not write int8. Leave --int8 out.")
+    if isinstance(exporter, NeedsPackages):
+        exporter.require(int8=True)
     return cast("Quantizer", exporter)
 
 
@@ -108,7 +110,7 @@ def quantized(
     times = time_in_turn(sessions, batch, seconds=how.seconds, progress=progress)
     return SideBySide(
         **{
-            name: ExportFigures(path.stat().st_size, *found[name], taken, times[0].median / taken.median)
+            name: ExportFigures(size_of(path), *found[name], taken, times[0].median / taken.median)
             for (name, path), taken in zip(paths.items(), times, strict=True)
         }
     )

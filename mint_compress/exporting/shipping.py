@@ -23,7 +23,7 @@ from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quan
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.exporting.samples import COUNT as SAMPLES
 from mint_compress.exporting.samples import Samples
-from mint_compress.files import sha256_of, writing
+from mint_compress.files import parts_of, sha256_of, writing
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
@@ -183,10 +183,11 @@ def ship(
         beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
         said = remarks(beside, int8.task.metric)
         report = replace(report, int8=beside, notes=(*report.notes, *said))
-        found = keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE)
+        found = keep(parts_of(stage.int8), beside.int8_pruned.latency_ms, INT8_TOLERANCE)
         with writing(target.int8_samples):
             found.write(stage.int8_samples)
-        moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
+        moves |= dict(zip(parts_of(stage.int8), parts_of(target.int8), strict=True))
+        moves[stage.int8_samples] = target.int8_samples
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
 
 

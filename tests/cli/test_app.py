@@ -102,7 +102,7 @@ def error(*args: str) -> str:
         ("inspect model.pt --round-to 0", "round-to must be a whole number, at least 1, not 0."),
         ("inspect model.pt --input-shape 3,-2", "input-shape must be positive whole numbers"),
         ("inspect model.pt --ratio 0.5", "No such option"),
-        ("bench model.pt", "Missing argument 'B.onnx'."),
+        ("bench", "Missing argument 'A.onnx B.xml ...'."),
         ("bench model.pt absent.onnx", "No such model file: 'absent.onnx'."),
         ("bench model.pt model.pt --seconds 0", "seconds must be a positive number, not 0.0."),
     ],
@@ -250,29 +250,29 @@ def test_our_warnings_are_printed_and_those_of_others_are_not(
 
 
 def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:
-    from mint_compress.exporting.benchmarking import BenchmarkResult
+    from mint_compress.exporting.comparison import Comparison, TimedExport
     from mint_compress.reporting.records import Latency
 
-    answer = BenchmarkResult(Latency(8.0, 9.0, None, 50), Latency(2.0, 3.0, None, 50), 4.0, "CPU")
+    one = TimedExport("model.pt", 1000, "CPU", Latency(8.0, 9.0, None, 50), 1.0)
+    answer = Comparison((one, TimedExport("./model.pt", 500, "CPU", Latency(2.0, 3.0, None, 50), 4.0)))
     seen: list[Any] = []
 
-    def benchmark_files(a: Path, b: Path, how: Benchmark, **given: Any) -> BenchmarkResult:
-        seen[:] = [a, b, how, given]
+    def compare_files(paths: tuple[Path, ...], how: Benchmark, **given: Any) -> Comparison:
+        seen[:] = [paths, how, given]
         return answer
 
-    stage(benchmark_files, "exporting.benchmarking", "benchmark_files")
+    stage(compare_files, "exporting.comparison", "compare_files")
     settings = "--provider cpu --batch 4 --seconds 2 --threads 3 --input-shape 1,8,8 --seed 5"
-    result = invoke("bench", "model.pt", "./model.pt", *settings.split())
+    result = invoke("bench", "model.pt", "./model.pt", "model.pt", *settings.split())
     assert (result.exit_code, result.stdout) == (0, f"{answer}\n")
-    assert callable(seen[3].pop("progress"))
+    assert callable(seen[2].pop("progress"))
     how = Benchmark(provider="cpu", batch=4, seconds=2.0, threads=3)
-    assert seen == [Path("model.pt"), Path("model.pt"), how, {"input_shape": (1, 8, 8), "seed": 5}]
+    assert seen == [(Path("model.pt"),) * 3, how, {"input_shape": (1, 8, 8), "seed": 5}]
 
     read = json.loads(invoke("bench", "model.pt", "model.pt", "--json").stdout)
-    rest = {"p99": None, "runs": 50}
-    assert read["latency_ms"]["original"] == {"median": 8.0, "p90": 9.0, **rest}
-    assert read["latency_ms"]["pruned"] == {"median": 2.0, "p90": 3.0, **rest}
-    assert (read["speedup"], read["provider"]) == (4.0, "CPU")
+    first, second = read["exports"]
+    assert first["latency_ms"] == {"median": 8.0, "p90": 9.0, "p99": None, "runs": 50}
+    assert (second["path"], second["bytes"], second["speedup"]) == ("./model.pt", 500, 4.0)
 
 
 def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from mint_exporters.openvino import OpenVinoExporter
 from networks import Chain
-from toydata import CLASSES, arrays, task
 from torch import nn
+from toydata import CLASSES, arrays, task
 
 from mint_compress import CheckFailed, MintError, Report, compress
 from mint_compress.exporting.protocol import export, find_exporter, on_cpu

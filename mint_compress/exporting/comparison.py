@@ -16,7 +16,6 @@ from mint_compress.exporting.timing import time_in_turn
 from mint_compress.files import size_of
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import Latency
-from mint_compress.reporting.text import as_text, figures_table
 from mint_compress.settings import Benchmark
 
 
@@ -54,16 +53,26 @@ class Comparison:
         return asdict(self)
 
     def __str__(self) -> str:
-        numbers = ["MB", "median ms", "p90", "p99", "runs", "faster"]
-        table = figures_table(["Export", "on"], numbers, [_row(one) for one in self.exports])
-        return "\n".join(line.rstrip() for line in as_text(table).splitlines()).strip("\n")
+        rows = [HEAD, *map(_row, self.exports)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(n) if i < NAMES else cell.rjust(n) for i, (cell, n) in enumerate(line))
+            for line in (list(zip(row, widths, strict=True)) for row in rows)
+        )
 
 
-def _row(one: TimedExport) -> tuple[list[str], list[str]]:
+HEAD = ("export", "on", "MB", "median ms", "p90", "p99", "runs", "faster")
+NAMES = 2
+"""Columns that stand at the left."""
+
+
+def _row(one: TimedExport) -> tuple[str, ...]:
     times = one.latency_ms
     p99 = "-" if times.p99 is None else f"{times.p99:#.4g}"
-    figures = [f"{one.bytes / 1e6:#.3g}", f"{times.median:#.4g}", f"{times.p90:#.4g}", p99, f"{times.runs:,}"]
-    return [one.path, one.provider], [*figures, f"{one.speedup:.2f}x"]
+    return (
+        one.path, one.provider, f"{one.bytes / 1e6:#.3g}", f"{times.median:#.4g}", f"{times.p90:#.4g}", p99,
+        f"{times.runs:,}", f"{one.speedup:.2f}x",
+    )  # fmt: skip
 
 
 def compare_files(

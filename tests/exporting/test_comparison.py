@@ -38,12 +38,10 @@ def write_linear(path: Path, inputs: int, outputs: int, shape: list[int | str] |
 def test_a_table_with_a_row_for_each() -> None:
     first = TimedExport("large.onnx", 46_720_000, "CPU", Latency(12.5, 13.0, None, 40), 1.0)
     second = TimedExport("small.xml", 4_210, "OpenVINO CPU", Latency(0.0042, 0.0061, 0.0103, 140), 2976.19)
-    heads, line, *rows = str(Comparison((first, second))).splitlines()
-    assert heads.split() == ["Export", "on", "MB", "median", "ms", "p90", "p99", "runs", "faster"]
-    assert set(line.strip()) == {"─"}
-    assert [row.split() for row in rows] == [
-        ["large.onnx", "CPU", "46.7", "12.50", "13.00", "-", "40", "1.00x"],
-        ["small.xml", "OpenVINO", "CPU", "0.00421", "0.004200", "0.006100", "0.01030", "140", "2976.19x"],
+    assert str(Comparison((first, second))).splitlines() == [
+        "export      on                 MB  median ms       p90      p99  runs    faster",
+        "large.onnx  CPU              46.7      12.50     13.00        -    40     1.00x",
+        "small.xml   OpenVINO CPU  0.00421   0.004200  0.006100  0.01030   140  2976.19x",
     ]
 
 

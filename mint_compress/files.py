@@ -73,6 +73,8 @@ class Outputs(NamedTuple):
     samples: Path
     int8: Path
     int8_samples: Path
+    fp16: Path
+    fp16_samples: Path
     tensors: Path
     report: Path
     page: Path
@@ -82,13 +84,13 @@ class Outputs(NamedTuple):
 def outputs(output: str | Path) -> Outputs:
     """Names of the files that belong to ``OUT.onnx``.
 
-    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json,
-    OUT.html and OUT.plan.json.
+    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, the same of fp16, OUT.safetensors,
+    OUT.json, OUT.html and OUT.plan.json.
     """
     path = Path(output)
-    int8 = path.with_suffix(f".int8{path.suffix}")
+    exports = (path, *(path.with_suffix(f".{kind}{path.suffix}") for kind in ("int8", "fp16")))
     rest = map(path.with_suffix, (".safetensors", ".json", ".html", ".plan.json"))
-    return Outputs(path, samples_of(path), int8, samples_of(int8), *rest)
+    return Outputs(*(file for export in exports for file in (export, samples_of(export))), *rest)
 
 
 def samples_of(export: Path) -> Path:

@@ -313,6 +313,9 @@ class Export(Group):
     int8: bool = option(
         False, "Also write OUT.int8.onnx, quantised on calibration images, and measure it beside float."
     )
+    fp16: bool = option(
+        False, "Also write OUT.fp16.onnx in half precision and measure it, where the export runs on a GPU."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
 from mint_exporters.onnx_outputs import name_outputs_, output_names
-from mint_exporters.onnx_session import OnnxSession
+from mint_exporters.onnx_session import CUDA, OnnxSession
 from mint_exporters.quiet import quiet
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class OnnxExporter:
 
     name = "onnx"
     suffixes = (".onnx",)
+    half_providers = (CUDA,)
 
     def export(
         self,
@@ -96,6 +97,12 @@ class OnnxExporter:
         from mint_exporters.onnx_int8 import quantize
 
         quantize(path, output, batches)
+
+    def halve(self, path: Path, output: Path) -> None:
+        """Write the file in half precision; see :func:`mint_exporters.onnx_fp16.halve`."""
+        from mint_exporters.onnx_fp16 import halve
+
+        halve(path, output)
 
 
 def _trace(

@@ -118,7 +118,7 @@ def compress(
     given = None if plan is None else _read(plan)
     with kept_beside(target, resume=resume, dry_run=dry_run) as kept:
         if kept.folder is not None:
-            check_target(kept.folder, settings.benchmark.provider, int8=settings.export.int8)
+            check_target(kept.folder, settings.benchmark.provider, settings.export)
             kept.hold(asked_for(model, data, given, settings))
         run = replace(_opened(model, data, settings, progress), kept=kept)
         kept.begin(found_out(run.data, run.device), clock.seconds)
@@ -140,8 +140,8 @@ def compress(
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
             report, run.original, pruned, chosen, samples, shipment, how,
-            logits=run.task.logits if run.task else None, int8=_judged(run, pruned, samples),
-            budget=settings.budget, force=force, progress=progress,
+            logits=run.task.logits if run.task else None, budget=settings.budget, force=force,
+            progress=progress, **_judged(run, pruned, samples),
         )  # fmt: skip
         return pruned, report
 
@@ -232,13 +232,15 @@ def _finished(
     return pruned.cpu().eval(), chosen, report
 
 
-def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> Judged | None:
-    """By what an int8 file is judged; None where none is wanted."""
-    if not run.settings.export.int8 or run.data is None or run.task is None:
-        return None
+def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> dict[str, Judged]:
+    """``int8`` and ``fp16``, where they are wanted -> by what such a file is judged."""
+    asked = run.settings.export
+    wanted = [kind for kind, on in (("int8", asked.int8), ("fp16", asked.fp16)) if on]
+    if not wanted or run.data is None or run.task is None:
+        return {}
     with torch.no_grad(), evaluating(pruned):
         like = run_network(pruned, select(samples, slice(1)))
-    return Judged(samples, run.data.test, run.task, like)
+    return dict.fromkeys(wanted, Judged(samples, run.data.test, run.task, like))
 
 
 def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:

@@ -99,6 +99,8 @@ def versions() -> dict[str, str]:
         "onnx",
         "onnxruntime-gpu",
         "onnxruntime",
+        "openvino",
+        "nncf",
     )
     found = {"python": platform.python_version()}
     for name in names:

@@ -80,6 +80,7 @@ FULL = {
     "macs_ratio": 4.0,
     "provider": "CPUExecutionProvider",
     "int8": None,
+    "fp16": None,
     "trials": [
         {"removed": 0.7512, "macs_removed": 0.75, "quality": None, "latency_ms": 3.1, "speedup": 4.03}
     ],
@@ -120,6 +121,7 @@ EMPTY = {
     "macs_ratio": None,
     "provider": None,
     "int8": None,
+    "fp16": None,
     "trials": [],
     "plan": None,
     "sha256": {},

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mint_compress.reporting.records import ClassChange, LayerChange
+from mint_compress.reporting.records import ClassChange, HalfSideBySide, LayerChange, Metric, SideBySide
 from mint_compress.reporting.text import left_alone_lines
 
 if TYPE_CHECKING:
@@ -137,20 +137,27 @@ def _trials(report: Report) -> list[Bar]:
     return bars
 
 
-def _exports(report: Report) -> list[tuple[str, ...]]:
-    """Rows of the table of float and int8 files."""
-    if report.int8 is None or report.metric is None:
-        return []
+def _exports(report: Report) -> dict[str, list[tuple[str, ...]]]:
+    """Heading -> rows of a table of files."""
+    kinds = {"Float and int8": report.int8, "Float and fp16": report.fp16}
+    return {
+        heading: _files(found, report.metric)
+        for heading, found in kinds.items()
+        if found is not None and report.metric is not None
+    }
+
+
+def _files(found: SideBySide | HalfSideBySide, metric: Metric) -> list[tuple[str, ...]]:
     return [
         (
             name,
             f"{one.bytes / 1e6:#.3g} MB",
-            report.metric.shown(one.quality),
+            metric.shown(one.quality),
             "" if one.agreement is None else f"{100 * one.agreement:.1f} %",
             f"{one.latency_ms.median:#.3g} ms",
             f"{one.speedup:.2f}x",
         )
-        for name, one in report.int8.named().items()
+        for name, one in found.named().items()
     ]
 
 

@@ -300,8 +300,16 @@ class ExportFigures:
     speedup: float
 
 
+class _Named:
+    """Figures of several files."""
+
+    def named(self) -> dict[str, ExportFigures]:
+        """``float original`` -> its figures, and so on."""
+        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(_Named):
     """The original and the pruned network, each in float and in int8."""
 
     float_original: ExportFigures
@@ -309,9 +317,15 @@ class SideBySide:
     int8_original: ExportFigures
     int8_pruned: ExportFigures
 
-    def named(self) -> dict[str, ExportFigures]:
-        """``float original`` -> its figures, and so on."""
-        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+@dataclass(frozen=True)
+class HalfSideBySide(_Named):
+    """The original and the pruned network, each in float and in fp16."""
+
+    float_original: ExportFigures
+    float_pruned: ExportFigures
+    fp16_original: ExportFigures
+    fp16_pruned: ExportFigures
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class Recording:
     needs_labels
         What there is that Torch-Pruning's graph does not know or cannot afford, if anything: layers that
         only training uses; linear layers that read tokens, and attention, with which its index maps multiply.
+    parts
+        Of every cut through channels (a chunk, a split, a slice) the units in each part.
     """
 
     touches: tuple[Touch, ...]
@@ -71,6 +73,7 @@ class Recording:
     unsliceable: Mapping[str, str]
     training_only: Set[str]
     needs_labels: str | None
+    parts: tuple[tuple[Tensor, ...], ...] = ()
 
     @property
     def sliceable(self) -> set[str]:
@@ -169,6 +172,7 @@ class Recorder:
             unsliceable=self._unsliceable,
             training_only=self._training_only,
             needs_labels=self._needs_labels,
+            parts=tuple(tuple(self.units.find(p).unique() for p in cut) for cut in self.labels.parts),
         )
 
     @contextmanager

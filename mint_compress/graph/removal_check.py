@@ -18,6 +18,7 @@ from mint_compress.errors import ForeignError, OwnFault, first_line, is_strict, 
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Side
 from mint_compress.graph.ignored_channels import Gone, outputs_without
+from mint_compress.graph.permutation_check import unpermuted
 from mint_compress.graph.reference import TOLERANCE, Reference, change
 from mint_compress.nn.layers import is_transposed
 from mint_compress.surgery.pruning_plan import PruningPlan
@@ -66,7 +67,8 @@ def removable(
     layers that Torch-Pruning slices wrongly. Without some positions the network must give what it
     gives when the readers ignore them. The first and the last positions shift the most. All groups
     lose some at once, neighbours a different number, lest one hide what another breaks; only where
-    that fails they are taken apart, half by half.
+    that fails they are taken apart, half by half. Positions that no permutation can prove are taken out
+    one by one besides.
 
     Parameters
     ----------
@@ -83,8 +85,9 @@ def removable(
         The same groups, in order, some of them with ``prunable=False`` and the reason.
     """
     result = list(groups)
-    for turn in (0, 1):
-        trials = {i: (g, _lost(g, i, turn)) for i, g in enumerate(result) if g.prunable}
+    turns = {i: [_lost(g, i, 0), _lost(g, i, 1), *_singly(g)] for i, g in enumerate(groups) if g.prunable}
+    for turn in range(max(map(len, turns.values()), default=0)):
+        trials = {i: (result[i], t[turn]) for i, t in turns.items() if turn < len(t) and result[i].prunable}
         for i, reason in _failed(reference, trials, most=reference.trials if apart else 1).items():
             result[i] = groups[i].left_alone(reason)
     return result
@@ -102,9 +105,27 @@ Trial = tuple[ChannelGroup, Indices]
 
 
 def _lost(group: ChannelGroup, index: int, turn: int) -> Indices:
-    """Positions for a trial: 1 to 4 from either end; groups less than 16 apart differ in one turn."""
-    count = min(1 + index // 4**turn % 4, max(1, group.width - 2))
-    return np.arange(count) if turn == 0 else np.arange(group.width - count, group.width)
+    """Positions for a trial: 1 to 4 from either end; groups less than 16 apart differ in one turn.
+
+    Of a group in parts so many shares, from the first of one part and the last of the next: channels of
+    several parts need not go in pairs.
+    """
+    count = 1 + index // 4**turn % 4
+    lost = []
+    for part, (positions, share) in enumerate(group.shares):
+        most = len(positions) // share
+        gone = share * min(count, max(1, most - 2 if group.parts is None else most - 1))
+        lost.append(positions[:gone] if (part + turn) % 2 == 0 else positions[-gone:])
+    return np.sort(np.concatenate(lost))
+
+
+def _singly(group: ChannelGroup) -> list[Indices]:
+    """For every position that no permutation can prove, a trial without it: the only one of its part."""
+    found = []
+    for position in unpermuted(group).tolist():
+        lost = [np.roll(own, -int(np.searchsorted(own, position)))[:n] for own, n in group.shares]
+        found.append(np.sort(np.concatenate(lost)))
+    return found
 
 
 def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> dict[int, str]:

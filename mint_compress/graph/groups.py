@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_compress.graph.costs import Network
+from mint_compress.graph.written_sizes import WrittenSizes
 
 Side = Literal["out", "in", "both"]
 Indices = NDArray[np.int64]
@@ -77,6 +78,8 @@ class ChannelGroup:
     parts
         ``(width,)`` the part of each position, where the network cuts the channels into parts whose widths
         hang together, as halves do: all parts lose the same share. None: any positions may go.
+    written
+        The sizes among the modules' attributes that change with the channels; the same for all groups.
     """
 
     name: str
@@ -86,6 +89,7 @@ class ChannelGroup:
     reason: str | None = None
     network: Network = field(repr=False, default_factory=lambda: Network({}))
     parts: Indices | None = field(repr=False, default=None)
+    written: WrittenSizes = field(repr=False, default_factory=WrittenSizes)
 
     @property
     def producers(self) -> tuple[str, ...]:

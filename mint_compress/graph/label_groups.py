@@ -63,8 +63,11 @@ def label_groups(recording: Recording) -> list[ChannelGroup]:
         reason = reasons.get(group) or next(unsliceable, None)
         own = np.array([classes[unit] for unit in sorted(by_group[group], key=position.__getitem__)])
         found.append(
-            ChannelGroup(name, widths[group], tuple(sides), reason is None, reason, parts=_parts(own))
-        )
+            ChannelGroup(
+                name, widths[group], tuple(sides), reason is None, reason, parts=_parts(own),
+                written=recording.written,
+            )
+        )  # fmt: skip
     order = {touch.layer: place for place, touch in enumerate(recording.touches)}
     return sorted(found, key=lambda g: order[g.name])
 

@@ -20,7 +20,9 @@ from mint_compress.graph.groups import ChannelGroup, Indices, Side
 from mint_compress.graph.ignored_channels import Gone, outputs_without
 from mint_compress.graph.permutation_check import unpermuted
 from mint_compress.graph.reference import TOLERANCE, Reference, change
+from mint_compress.graph.written_sizes import Sizes
 from mint_compress.nn.layers import is_transposed
+from mint_compress.surgery.layer_sizes import set_sizes_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.surgery.slicing import CannotCut, adapt_, cut_
 
@@ -144,7 +146,8 @@ def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> 
 def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
     """What goes wrong when the groups lose these positions; the network is put back."""
     try:
-        moved = _change_without(reference, _gone(trials))
+        gone = _gone(trials)
+        moved = _change_without(reference, gone, trials[0][0].written.after(gone))
     except ForeignError as error:  # the network's forward, on a shape that it did not expect
         return f"the network then fails ({first_line(error)})"
     except CannotCut as error:
@@ -168,7 +171,7 @@ def _gone(trials: Sequence[Trial]) -> Gone:
     return gone
 
 
-def _change_without(reference: Reference, gone: Gone) -> float:
+def _change_without(reference: Reference, gone: Gone, sizes: Sizes) -> float:
     """How far the outputs without these channels are from those in which readers ignore them.
 
     Whatever takes a mean or a norm over the channels is a reader as well. To let it ignore some takes a pass
@@ -182,6 +185,7 @@ def _change_without(reference: Reference, gone: Gone) -> float:
             for (layer, kind, side, dim), channels in gone.items():
                 cut_(model, layer, kind, side, dim, channels)
             adapt_(model)
+            set_sizes_(model, sizes)
             left = reference.run()
         moved = change(expected, left)
         if moved <= TOLERANCE or len(expected) != len(left):
@@ -218,6 +222,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     finally:
         for module, kind, attributes, parameters, buffers in saved:
             module.__class__ = kind  # a layer may have begun to select among its inputs
+            module.__dict__.clear()
             module.__dict__.update(attributes)
             module._parameters.update(parameters)
             module._buffers.clear()

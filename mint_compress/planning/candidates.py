@@ -26,7 +26,8 @@ class Candidate:
     Attributes
     ----------
     steps
-        The blocks in the order in which they go, as many as the bounds allow.
+        The blocks in the order in which they go, as many as the bounds allow; of a group in parts as many
+        positions of each part as keep their shares equal.
     values
         Nats per position of each step, not decreasing.
     shares
@@ -96,19 +97,22 @@ def candidate(
             f"{values.shape} or are not finite."
         )
     quantum = 1 if blocks else _quantum(group, round_to)
+    if group.parts is not None:
+        quantum = _quantum_of_shares(group, 1 if blocks else round_to)
     least = group.width - math.floor(upper_limit * group.width + 1e-9)
     least = max(1, _round_up(least, quantum, group.width))
     kept, staying = group.width, _staying(group, values)
     steps: list[Positions] = []
     worth: list[float] = []
-    for step in _ranked_blocks(values, blocks):
+    ranked = _ranked_blocks(values, blocks) if group.parts is None else _ranked_shares(group, values)
+    for step in ranked:
         if staying.intersection(step.tolist()):
             continue
         kept -= len(step)
         if kept < least:
             break
         steps.append(step)
-        worth.append(float(values[step[0]]) / len(step))
+        worth.append(float(values[step[0]] if group.parts is None else values[step].sum()) / len(step))
     # prices are equal within a group, so the order of removal must not be undone by block sizes
     rising = np.maximum.accumulate(worth).tolist()
     return Candidate(group, tuple(steps), tuple(rising), shares_of(group, times), quantum)
@@ -119,6 +123,23 @@ def _ranked_blocks(values: Values, blocks: int) -> list[Positions]:
     block = block_of(len(values), blocks).numpy()
     first = np.unique(block, return_index=True)[1]
     return [np.flatnonzero(block == b) for b in np.argsort(values[first], kind="stable")]
+
+
+def _ranked_shares(group: ChannelGroup, values: Values) -> list[Positions]:
+    """The least valuable positions of every part, then the next ones: by rank in each part, not by place."""
+    ranked = [
+        positions[np.argsort(values[positions], kind="stable")].reshape(-1, share)
+        for positions, share in group.shares
+    ]
+    return [np.concatenate(step) for step in zip(*ranked, strict=True)]
+
+
+def _quantum_of_shares(group: ChannelGroup, round_to: int) -> int:
+    """Step of positions so that every part that is wider than ``round_to`` keeps a multiple of it."""
+    shares = group.shares
+    wide = [share for positions, share in shares if len(positions) > round_to]
+    steps = math.lcm(*(round_to // math.gcd(round_to, share) for share in wide))
+    return steps * sum(share for _, share in shares)
 
 
 def _staying(group: ChannelGroup, values: Values) -> set[int]:

@@ -45,7 +45,9 @@ def chosen_plan(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
     else:
         plan = planner.plan(budget)
     run.notes += _little_computed(plan, budget.price)
-    return Planned(processes.by_main(lambda: plan), planner.groups, trials)
+    plan = processes.by_main(lambda: plan)
+    layers = () if planner.times is None else planner.times.of_layers(run.groups[0].network, plan.gone)
+    return Planned(plan, planner.groups, trials, layers)
 
 
 def _scored(run: Run, images: Inputs) -> ChannelScores:

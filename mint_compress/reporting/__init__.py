@@ -15,6 +15,7 @@ from mint_compress.reporting.records import (
     ClassChange,
     Counts,
     DataFacts,
+    HalfSideBySide,
     Latencies,
     LayerChange,
     LeftAlone,
@@ -25,6 +26,7 @@ from mint_compress.reporting.records import (
     Share,
     SideBySide,
     Stages,
+    Trial,
 )
 from mint_compress.reporting.text import as_text, report_text
 
@@ -88,8 +90,11 @@ class Report:
         Latency and MACs of the original over those of the pruned model.
     provider
         Of the runtime that was timed.
-    int8
-        The exports in float and in int8 side by side; None where that was not asked for.
+    int8, fp16
+        The exports in float and in int8, or in half precision, side by side; None where that was not asked
+        for, or, of fp16, where nothing here computes in it.
+    trials
+        The plans that were tried before this one was chosen, in that order; empty where none had to be.
     plan
         As ``PruningPlan.to_dict`` gives it.
     sha256
@@ -126,6 +131,8 @@ class Report:
     macs_ratio: float | None = None
     provider: str | None = None
     int8: SideBySide | None = None
+    fp16: HalfSideBySide | None = None
+    trials: tuple[Trial, ...] = ()
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mint_compress.reporting.records import ClassChange, LayerChange
+from mint_compress.reporting.records import ClassChange, HalfSideBySide, LayerChange, Metric, SideBySide
 from mint_compress.reporting.text import left_alone_lines
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def report_page(report: Report) -> str:
         stages=_stages(report),
         layers=_layers(report.layers),
         classes=_classes(report.classes),
+        trials=_trials(report),
         left_alone=list(left_alone_lines(report.left_alone)),
         seconds=_seconds(report),
         exports=_exports(report),
@@ -118,20 +119,45 @@ def _seconds(report: Report) -> list[Bar]:
     ]
 
 
-def _exports(report: Report) -> list[tuple[str, ...]]:
-    """Rows of the table of float and int8 files."""
-    if report.int8 is None or report.metric is None:
-        return []
+def _trials(report: Report) -> list[Bar]:
+    """The plans that were tried, the smallest first: what each takes, and what it is worth."""
+    longest = max((one.latency_ms or 0 for one in report.trials), default=0.0)
+    chosen = report.ratio.removed if report.ratio else None
+    bars = []
+    for one in sorted(report.trials, key=lambda one: one.removed):
+        said = []
+        if one.latency_ms is not None and one.speedup is not None:
+            length = _share(one.latency_ms, longest)
+            said.append(f"{one.latency_ms:#.3g} ms, {one.speedup:.2f}x as fast")
+        if one.quality is not None and report.metric is not None:
+            length = 100 * min(max(one.quality, 0), 1) if report.metric.unit == "%" else 0.0
+            said.append(f"{report.metric.shown(one.quality)} on the validation split")
+        said += ["chosen"] if one.removed == chosen else []
+        bars.append(Bar(f"{100 * one.removed:.1f} % removed", 0.0, length, ", ".join(said)))
+    return bars
+
+
+def _exports(report: Report) -> dict[str, list[tuple[str, ...]]]:
+    """Heading -> rows of a table of files."""
+    kinds = {"Float and int8": report.int8, "Float and fp16": report.fp16}
+    return {
+        heading: _files(found, report.metric)
+        for heading, found in kinds.items()
+        if found is not None and report.metric is not None
+    }
+
+
+def _files(found: SideBySide | HalfSideBySide, metric: Metric) -> list[tuple[str, ...]]:
     return [
         (
             name,
             f"{one.bytes / 1e6:#.3g} MB",
-            report.metric.shown(one.quality),
+            metric.shown(one.quality),
             "" if one.agreement is None else f"{100 * one.agreement:.1f} %",
             f"{one.latency_ms.median:#.3g} ms",
             f"{one.speedup:.2f}x",
         )
-        for name, one in report.int8.named().items()
+        for name, one in found.named().items()
     ]
 
 

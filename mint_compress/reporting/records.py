@@ -245,6 +245,27 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A plan that was tried before one was chosen.
+
+    Attributes
+    ----------
+    removed, macs_removed
+        Shares of the parameters and of the MACs that it takes.
+    quality
+        The metric on the validation split after the repair; None where it was not measured.
+    latency_ms, speedup
+        Median of the export, and that of the original over it; None where they were not measured.
+    """
+
+    removed: float
+    macs_removed: float
+    quality: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds per batch: median and percentiles of so many runs; ``p99`` is None where they are few."""
 
@@ -279,8 +300,16 @@ class ExportFigures:
     speedup: float
 
 
+class _Named:
+    """Figures of several files."""
+
+    def named(self) -> dict[str, ExportFigures]:
+        """``float original`` -> its figures, and so on."""
+        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(_Named):
     """The original and the pruned network, each in float and in int8."""
 
     float_original: ExportFigures
@@ -288,9 +317,15 @@ class SideBySide:
     int8_original: ExportFigures
     int8_pruned: ExportFigures
 
-    def named(self) -> dict[str, ExportFigures]:
-        """``float original`` -> its figures, and so on."""
-        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+@dataclass(frozen=True)
+class HalfSideBySide(_Named):
+    """The original and the pruned network, each in float and in fp16."""
+
+    float_original: ExportFigures
+    float_pruned: ExportFigures
+    fp16_original: ExportFigures
+    fp16_pruned: ExportFigures
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mint_compress.reporting.records import (
     Counts,
+    HalfSideBySide,
     Latencies,
     Latency,
     LayerChange,
@@ -125,8 +126,9 @@ def _summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "Receipt", _receipt_line(report.receipt)
     yield "Parity", _parity_line(report.parity)
     yield from _latency_lines(report.latency_ms)
-    yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider)
-    yield from _int8_lines(report.metric, report.int8)
+    yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider) + _asked_speed(report)
+    yield from _side_by_side_lines("Files", report.metric, report.int8)
+    yield from _side_by_side_lines("In fp16", report.metric, report.fp16)
     yield "Written", _files_line(report.files)
 
 
@@ -226,7 +228,19 @@ def _speedup_line(speedup: float | None, macs_ratio: float | None, provider: str
     return f"{speedup:.2f}x{promised} on {provider or 'an unknown provider'}"
 
 
-def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tuple[str, str]]:
+def _asked_speed(report: Report) -> str:
+    """What was asked for, where it was speed."""
+    said = [
+        f"{report.settings[name]:g}{unit}"
+        for name, unit in (("speedup", "x"), ("latency", " ms"))
+        if report.settings.get(name) is not None
+    ]
+    return f", asked {' and '.join(said)}" if said else ""
+
+
+def _side_by_side_lines(
+    title: str, metric: Metric | None, found: SideBySide | HalfSideBySide | None
+) -> Iterator[tuple[str, str]]:
     """What each of the four files is, a line each."""
     if found is None or metric is None:
         return
@@ -234,7 +248,7 @@ def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tup
         size = f"{one.bytes / 1e6:#.3g} MB"
         same = "" if one.agreement is None else f", {_percent(one.agreement)} same"
         figures = f"{size}, {metric.shown(one.quality)}{same}, {one.latency_ms.median:#.3g} ms"
-        yield "" if first else "Files", f"{name}: {figures} ({one.speedup:.2f}x)"
+        yield "" if first else title, f"{name}: {figures} ({one.speedup:.2f}x)"
 
 
 def _files_line(files: Sequence[str]) -> str:

@@ -355,6 +355,13 @@ def test_it_fits_80_columns_and_has_no_colour_codes(full: Report) -> None:
     assert "\x1b" not in text
 
 
+def test_nothing_is_displayed_in_a_notebook(full: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    assert "Parameters" in str(full) and not shown
+
+
 def test_a_colour_terminal_gets_the_same_words(full: Report) -> None:
     console = Console(width=80, force_terminal=True, color_system="truecolor", highlight=False)
     with console.capture() as capture:

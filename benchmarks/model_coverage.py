@@ -4,7 +4,8 @@
     python benchmarks/model_coverage.py --only '*resnet*' --again
     python benchmarks/model_coverage.py --table            # the table alone
 
-Every torchvision classifier and segmentation model, and of timm the first pretrained entry of each module of
+Every torchvision classifier and segmentation model, the smallest YOLO of each kind and job of the
+ultralytics package, and of timm the first pretrained entry of each module of
 ``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
 a process of its own with a limit on processor time (one thread; what else the machine does makes no
 difference) and on memory, at the smallest input that it accepts. "Worked" means: the channel groups are
@@ -44,7 +45,12 @@ TOO_LARGE = 200_000_000
 LARGEST_OF_TIMM = 100_000_000
 PATIENCE = 6
 """Wall-clock seconds for each second of the limit on processor time: ends what sleeps."""
-PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnxruntime-gpu", "onnxruntime")
+YOLO = {
+    "yolov5": ("",),
+    **dict.fromkeys(("yolov8", "yolo11", "yolo12", "yolo26"), ("", "-seg", "-pose", "-cls")),
+}
+"""Kind -> jobs of the networks of ultralytics: detect, segment, pose, classify."""
+PACKAGES = ("torch", "torchvision", "timm", "ultralytics", "torch-pruning", "onnxruntime-gpu", "onnxruntime")
 Record = dict[str, Any]
 
 
@@ -65,7 +71,7 @@ def chosen(only: Sequence[str], known: dict[str, Record]) -> Iterator[Choice]:
     def wanted(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in only)
 
-    yield from (c for c in _of_torchvision() if wanted(c.name))
+    yield from (c for c in (*_of_torchvision(), *_of_ultralytics()) if wanted(c.name))
     import timm
 
     recorded = {r["family"]: Choice(r["name"], r["family"], r.get("not_run")) for r in known.values()}
@@ -86,6 +92,12 @@ def _of_torchvision() -> Iterator[Choice]:
             size = models.get_model_weights(name).DEFAULT.meta["num_params"]
             why = f"{size / 1e6:.0f} M parameters" if size > TOO_LARGE else None
             yield Choice(f"torchvision:{name}", f"torchvision {family}", why)
+
+
+def _of_ultralytics() -> Iterator[Choice]:
+    for kind, jobs in YOLO.items():
+        for job in jobs:
+            yield Choice(f"ultralytics:{kind}n{job}", f"ultralytics {kind}")
 
 
 def _first_small(module: str, names: Sequence[str]) -> Choice:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import mint_compress as mc
 from mint_compress.checkpoints.loading import Builder
-from mint_compress.checkpoints.registry import original_input_shape
+from mint_compress.checkpoints.registry import TIERS, original_input_shape
 from mint_compress.data.synthetic import synthetic_images
 from mint_compress.estimators import uses_samples
 from mint_compress.graph.engine_comparison import compared
@@ -70,6 +70,7 @@ def examine(name: str, folder: Path, estimator: str, log: Log) -> tuple[nn.Modul
     """
     with log.step("build"):
         model = built(name)
+        mc.separate_attention_(model)
     with log.step("find the smallest input"):
         shape = smallest_input(model, name)
     log(input="x".join(map(str, shape)), parameters=parameters(model))
@@ -130,7 +131,8 @@ def finish(
     with log.step("save"):
         mc.save(pruned, folder / "m.safetensors", builder=Builder(name), plan=plan.to_dict())
     with log.step("load"):
-        loaded = mc.load(folder / "m.safetensors")
+        known = name.partition(":")[0] in TIERS
+        loaded = mc.load(folder / "m.safetensors", builder=None if known else lambda: built(name))
         check_same(loaded, pruned, few)
     with log.step("export"):
         exported = mc.export(loaded, (images[:2],), folder / "m.onnx")
@@ -164,6 +166,11 @@ def built(name: str) -> nn.Module:
     """The architecture with random weights, always the same ones."""
     torch.manual_seed(0)
     tier, _, leaf = name.partition(":")
+    if tier == "ultralytics":
+        from ultralytics import YOLO
+
+        yolo: nn.Module = YOLO(f"{leaf}.yaml").model  # of a file in the package: random weights
+        return yolo.float().eval()
     if tier == "timm":
         import timm
 
@@ -182,7 +189,7 @@ def built(name: str) -> nn.Module:
 
 def smallest_input(model: nn.Module, name: str) -> tuple[int, ...]:
     """The smallest square image that the network evaluates and trains on."""
-    own = original_input_shape(name)
+    own = original_input_shape(name) if name.partition(":")[0] in TIERS else (3, 640, 640)
     for shape in (*((own[0], side, side) for side in SIDES), own):
         with torch.no_grad():
             try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mint_compress.graph.groups import ChannelGroup
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.inspecting import Inspection, inspect_model
+    from mint_compress.nn.separate_attention import separate_attention_
     from mint_compress.planning.search import plan
     from mint_compress.repair.compensation import compensate_
     from mint_compress.reporting import Report
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mint_compress.training.healing import heal_
     from mint_compress.training.tasks.protocol import Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Budget": "settings",
@@ -72,6 +73,7 @@ _HOMES = {
     "prune_": "surgery.pruning",
     "save": "checkpoints.saving",
     "score": "scoring.scores",
+    "separate_attention_": "nn.separate_attention",
     "sweep": "sweeping",
     "verify": "exporting.receipt",
     "verify_export": "verifying",
@@ -110,6 +112,7 @@ __all__ = [
     "prune_",
     "save",
     "score",
+    "separate_attention_",
     "sweep",
     "verify",
     "verify_export",

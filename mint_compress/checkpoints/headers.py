@@ -37,6 +37,8 @@ class Header:
         Layer -> {attribute: size as JSON}; see :func:`mint_compress.surgery.layer_sizes.shape_spec`.
     selecting
         Qualified names of the layers that select among their inputs.
+    separate
+        Qualified names of the modules that have taken an nn.MultiheadAttention's place.
     ties
         Name of a tensor -> name of the tensor that it is one with.
     plan
@@ -47,6 +49,7 @@ class Header:
     input_shape: tuple[int, ...] | None
     shapes: dict[str, dict[str, Any]]
     selecting: tuple[str, ...]
+    separate: tuple[str, ...]
     ties: dict[str, str]
     plan: dict[str, Any] | None
 
@@ -104,9 +107,6 @@ def understood(raw: Mapping[str, Any], path: Path) -> Header:
     shapes = raw.get("shapes")
     if not isinstance(shapes, dict) or not all(isinstance(sizes, dict) for sizes in shapes.values()):
         raise _unusable("shapes", shapes, path)
-    selecting = raw.get("selecting") or []
-    if not isinstance(selecting, list) or not all(isinstance(name, str) for name in selecting):
-        raise _unusable("selecting layers", selecting, path)
     ties = raw.get("ties") or {}
     if not isinstance(ties, dict) or not all(isinstance(name, str) for name in ties.values()):
         raise _unusable("ties", ties, path)
@@ -117,10 +117,18 @@ def understood(raw: Mapping[str, Any], path: Path) -> Header:
         _builder(raw.get("builder"), path),
         None if shape is None else tuple(shape),
         shapes,
-        tuple(selecting),
+        _names(raw, "selecting", path),
+        _names(raw, "separate", path),
         ties,
         plan,
     )
+
+
+def _names(raw: Mapping[str, Any], part: str, path: Path) -> tuple[str, ...]:
+    names = raw.get(part) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _unusable(f"{part} layers", names, path)
+    return tuple(names)
 
 
 def _is_length(value: object) -> bool:

@@ -9,11 +9,12 @@ from torch import nn
 from mint_compress.checkpoints.loading import load_model
 from mint_compress.nn.copying import bare_copy
 from mint_compress.nn.folding import fold_computed_weights_
+from mint_compress.nn.separate_attention import separate_attention_
 from mint_compress.settings import Model
 
 
 def open_model(model: nn.Module | str | os.PathLike[str], asked: Model) -> tuple[nn.Module, tuple[str, ...]]:
-    """On the CPU, in eval mode, its weights plain ones.
+    """On the CPU, in eval mode, its weights plain ones, its attention made of layers.
 
     Returns
     -------
@@ -30,4 +31,4 @@ def open_model(model: nn.Module | str | os.PathLike[str], asked: Model) -> tuple
     else:
         loaded = load_model(model, arch=asked.arch, trust=asked.trust, weights=asked.weights)
         module, notes = loaded.module, loaded.notes
-    return module, notes + fold_computed_weights_(module)
+    return module, notes + fold_computed_weights_(module) + separate_attention_(module)

@@ -14,6 +14,7 @@ from mint_compress.checkpoints.permissions import permitted
 from mint_compress.checkpoints.reading import Checkpoint
 from mint_compress.errors import MintError, shown
 from mint_compress.nn.input_selection import restore_selecting_
+from mint_compress.nn.separate_attention import restore_separate_
 from mint_compress.surgery.layer_sizes import set_shapes_, set_tensors_
 
 
@@ -56,6 +57,7 @@ def rebuilt(
             )
     module = _unpruned(maker, path)
     try:
+        restore_separate_(module, header.separate)
         restore_selecting_(module, header.selecting, tensors)
         set_shapes_(module, header.shapes)
         set_tensors_(module, tensors, header.ties)

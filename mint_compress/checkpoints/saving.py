@@ -14,6 +14,7 @@ from mint_compress.checkpoints.builders import Builder, builder_of, input_shape_
 from mint_compress.checkpoints.headers import FORMAT, HEADER_KEY, checksum
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import selecting_layers
+from mint_compress.nn.separate_attention import separate_layers
 from mint_compress.surgery.layer_sizes import shape_spec
 
 
@@ -57,6 +58,7 @@ def save(
         "input_shape": input_shape_of(model),
         "shapes": shape_spec(model),
         "selecting": selecting_layers(model),
+        "separate": separate_layers(model),
         "ties": ties,
         "plan": plan,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -118,8 +118,19 @@ def _proved_apart(reference: Reference, found: Found | Refused, ignored: set[str
 
 
 def proved(reference: Reference, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """The groups with what the proofs say of each: those that fail are left alone, with the reason."""
-    return removable(reference, _map_proved(reference, groups, apart=True))
+    """The groups with what the proofs say of each: those that fail are left alone, with the reason.
+
+    One whose parts cannot lose equal shares may still lose any positions: what looked like a cut into parts
+    that hang together may follow the widths by itself.
+    """
+    mapped = _map_proved(reference, groups, apart=True)
+    kept = removable(reference, mapped)
+    failed = [i for i, g in enumerate(kept) if mapped[i].prunable and not g.prunable and g.parts is not None]
+    if failed:
+        freed = _map_proved(reference, [replace(mapped[i], parts=None) for i in failed], apart=True)
+        for i, group in zip(failed, removable(reference, freed), strict=True):
+            kept[i] = group if group.prunable else kept[i]
+    return kept
 
 
 def _map_proved(reference: Reference, groups: Sequence[ChannelGroup], *, apart: bool) -> list[ChannelGroup]:

@@ -22,7 +22,7 @@ NAMED = 3
 
 Upheld = Literal["graph", "labels", "both", "neither"]
 Map = frozenset[frozenset[tuple[str, str, int]]]
-"""What goes together: for each position its channels, as (layer, side, channel)."""
+"""What goes together: for each position its channels, as (layer, side, channel), and its part."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def channel_map(group: ChannelGroup) -> Map:
     for m in group.members:
         for channel, position in zip(m.channels.tolist(), m.positions.tolist(), strict=True):
             at[position].add((m.layer, m.side, channel))
+    for position, part in enumerate([] if group.parts is None else group.parts.tolist()):
+        at[position].add(("", "part", part))
     return frozenset(map(frozenset, at.values()))
 
 

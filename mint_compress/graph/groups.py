@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mint_compress.graph.costs import Network
+from mint_compress.graph.written_sizes import WrittenSizes
 
 Side = Literal["out", "in", "both"]
 Indices = NDArray[np.int64]
@@ -73,6 +75,11 @@ class ChannelGroup:
         Whether positions may go, and if not, why not: the cause, then names and figures in brackets.
     network
         What every layer of the network counts; the same for all its groups.
+    parts
+        ``(width,)`` the part of each position, where the network cuts the channels into parts whose widths
+        hang together, as halves do: all parts lose the same share. None: any positions may go.
+    written
+        The sizes among the modules' attributes that change with the channels; the same for all groups.
     """
 
     name: str
@@ -81,6 +88,8 @@ class ChannelGroup:
     prunable: bool = True
     reason: str | None = None
     network: Network = field(repr=False, default_factory=lambda: Network({}))
+    parts: Indices | None = field(repr=False, default=None)
+    written: WrittenSizes = field(repr=False, default_factory=WrittenSizes)
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -97,6 +106,14 @@ class ChannelGroup:
         learned from them about what the network gives.
         """
         return tuple(m for m in self.members if m.side == "in" and not m.in_training)
+
+    @property
+    def shares(self) -> list[tuple[Indices, int]]:
+        """The positions of each part, and how many of them go at a time: those of all parts together."""
+        parts = np.zeros(self.width, dtype=np.int64) if self.parts is None else self.parts
+        own = [np.flatnonzero(parts == part) for part in range(int(parts.max(initial=0)) + 1)]
+        times = math.gcd(*map(len, own))
+        return [(positions, len(positions) // times) for positions in own]
 
     def left_alone(self, reason: str) -> ChannelGroup:
         """The same group, not prunable for ``reason``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.groups import HEAD, ChannelGroup, Indices, Member
@@ -49,15 +51,23 @@ def label_groups(recording: Recording) -> list[ChannelGroup]:
         in_training = touch.layer in recording.training_only
         for group, member in _members(touch, own, group_of, position, in_training=in_training):
             members.setdefault(group, []).append(member)
-    widths: dict[int, int] = {}
+    by_group: dict[int, list[int]] = {}
     for unit, group in group_of.items():
-        widths[group] = max(widths.get(group, 0), position[unit] + 1)
+        by_group.setdefault(group, []).append(unit)
+    widths = {group: len(own) for group, own in by_group.items()}
+    classes = _cut_alike(recording.parts, max(group_of, default=0) + 1)
     found = []
     for group, sides in members.items():
         name = next(m.layer for m in sides if m.side == "out")
         unsliceable = (recording.unsliceable[m.layer] for m in sides if m.layer in recording.unsliceable)
         reason = reasons.get(group) or next(unsliceable, None)
-        found.append(ChannelGroup(name, widths[group], tuple(sides), reason is None, reason))
+        own = np.array([classes[unit] for unit in sorted(by_group[group], key=position.__getitem__)])
+        found.append(
+            ChannelGroup(
+                name, widths[group], tuple(sides), reason is None, reason, parts=_parts(own),
+                written=recording.written,
+            )
+        )  # fmt: skip
     order = {touch.layer: place for place, touch in enumerate(recording.touches)}
     return sorted(found, key=lambda g: order[g.name])
 
@@ -80,6 +90,24 @@ def _members(
         rest = touch.channel_groups, touch.dim, len(units)
         found.append((group, Member(*sides, channels, positions, *rest, in_training=in_training)))
     return found
+
+
+def _cut_alike(cuts: Sequence[Sequence[Tensor]], units: int) -> Indices:
+    """A number for every unit: the same for units that every cut puts into the same parts."""
+    number = np.zeros(units, dtype=np.int64)
+    for part in (part for cut in cuts for part in cut):
+        inside = np.isin(np.arange(units), part.numpy())
+        if inside.any() and not inside.all():
+            number = np.unique(2 * number + inside, return_inverse=True)[1]
+    return number
+
+
+def _parts(classes: Indices) -> Indices | None:
+    """The part of every position, counted in the order of the positions; None where shares are not whole."""
+    _, first, part, sizes = np.unique(classes, return_index=True, return_inverse=True, return_counts=True)
+    if len(sizes) == 1 or math.gcd(*sizes.tolist()) == 1:
+        return None
+    return np.argsort(np.argsort(first))[part]
 
 
 def _reasons(held: Mapping[int, str], group_of: Mapping[int, int]) -> dict[int, str]:

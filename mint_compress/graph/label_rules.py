@@ -21,6 +21,9 @@ MOVES = {
 }
 """The same operation moves the labels as it moves the values: those of its first argument."""
 
+CUTS = {"slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"}
+"""What takes parts out of a tensor along one dimension."""
+
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 SAME = {
     "clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh", "dropout", "native_dropout",
@@ -53,12 +56,14 @@ NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 class Labels:
     """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
 
-    ``multiplied`` says whether channels were multiplied with channels, as in attention.
+    ``multiplied`` says whether channels were multiplied with channels, as in attention; ``parts`` are the
+    labels of what channels were cut into, a tensor a part, for every cut.
     """
 
     def __init__(self, bare: dict[str, nn.Parameter]) -> None:
         self.units = Units()
         self.multiplied = False
+        self.parts: list[tuple[Tensor, ...]] = []
         self.elements: dict[str, Tensor] = {}
         self._labels = WeakTensorKeyDictionary()
         self._bare = {id(p): (name, p) for name, p in bare.items()}
@@ -173,6 +178,15 @@ def _moved(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None
     moved = func(labels, *rest.values())
     for tensor, own in zip(_tensors(output), _tensors(moved), strict=True):
         store.put(tensor, own)
+    if _name(func) in CUTS and isinstance(labels, Tensor):
+        _note_parts(store, labels, _tensors(moved), given.get("dim", 0) % labels.ndim)
+
+
+def _note_parts(store: Labels, labels: Tensor, parts: list[Tensor], dim: int) -> None:
+    """Remember what channels were cut into; a slice leaves a rest, whose label is what no part has."""
+    size = sum(part.shape[dim] for part in parts)
+    if dim in store.units.varying(labels) and (len(parts) > 1 or size < labels.shape[dim]):
+        store.parts.append((*map(compact, parts), *([compact(labels)] if size < labels.shape[dim] else [])))
 
 
 def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from mint_compress.errors import foreign, our_own
 from mint_compress.graph.groups import HEAD, Side
 from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
+from mint_compress.graph.written_numbers import Place, remembering
+from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes
 from mint_compress.nn.contexts import hooked
 from mint_compress.nn.folding import computed_weights
 from mint_compress.nn.input_selection import Selecting
@@ -64,6 +66,10 @@ class Recording:
     needs_labels
         What there is that Torch-Pruning's graph does not know or cannot afford, if anything: layers that
         only training uses; linear layers that read tokens, and attention, with which its index maps multiply.
+    parts
+        Of every cut through channels (a chunk, a split, a slice) the units in each part.
+    written
+        The sizes among the modules' attributes by which channels are cut or reshaped.
     """
 
     touches: tuple[Touch, ...]
@@ -71,6 +77,8 @@ class Recording:
     unsliceable: Mapping[str, str]
     training_only: Set[str]
     needs_labels: str | None
+    parts: tuple[tuple[Tensor, ...], ...] = ()
+    written: WrittenSizes = field(default_factory=WrittenSizes)
 
     @property
     def sliceable(self) -> set[str]:
@@ -106,6 +114,8 @@ class Recorder:
         self.owner = {id(p): m for m in self._layers for p in m.parameters()}
         self.labels = Labels({n: p for n, p in model.named_parameters() if id(p) not in self.owner})
         self.units = self.labels.units
+        self._sizes = WatchingSizes(self.labels.of, lambda: self.paused_by > 0)
+        self._numbers: dict[Place, int] = {}
 
     @property
     def touches(self) -> tuple[Touch, ...]:
@@ -135,6 +145,8 @@ class Recorder:
         with hooked(handles), torch.no_grad(), ExitStack() as modes:
             modes.enter_context(_Operations(self))
             modes.enter_context(_Calls(self))
+            modes.enter_context(self._sizes)
+            self._numbers |= modes.enter_context(remembering(self._model, (*LAYERS, *OPAQUE)))
             with foreign("The network's forward pass"):
                 given = self._model(*inputs)
         with our_own():
@@ -169,7 +181,16 @@ class Recorder:
             unsliceable=self._unsliceable,
             training_only=self._training_only,
             needs_labels=self._needs_labels,
+            parts=tuple(tuple(self.units.find(p).unique() for p in cut) for cut in self.labels.parts),
+            written=self._written(),
         )
+
+    def _written(self) -> WrittenSizes:
+        found = [
+            replace(e, labels=tuple(self.units.find(own) for own in e.labels)) for e in self._sizes.equations
+        ]
+        made = {t.layer: t.units for t in self._touches.values() if t.side == "out"} | self.labels.elements
+        return WrittenSizes(self._numbers, found, {name: self.units.find(own) for name, own in made.items()})
 
     @contextmanager
     def paused(self) -> Iterator[None]:

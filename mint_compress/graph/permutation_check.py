@@ -18,6 +18,11 @@ from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.io import run, tensors_in
 from mint_compress.nn.layers import is_transposed, rows_beside
 
+FEWEST = 3
+"""Interchangeable positions that shuffles can prove."""
+MOST_SINGLE = 16
+"""Positions of a group that are proved by taking out each by itself (:mod:`.removal_check`)."""
+
 
 def map_faults(
     reference: Reference,
@@ -50,7 +55,7 @@ def map_faults(
         if reasons[i] is None:
             shuffles = _permutations(group, generator)
             reasons[i] = _unpermutable(reference, group, shuffles, seen=depends[i])
-            if reasons[i] is None:
+            if reasons[i] is None and shuffles:
                 rounds[i] = shuffles
     for turn in range(max(map(len, rounds.values()), default=0)):
         cases = {i: (groups[i], r[turn % len(r)]) for i, r in rounds.items() if reasons[i] is None}
@@ -73,9 +78,9 @@ def _unpermutable(
     reference: Reference, group: ChannelGroup, shuffles: Sequence[Indices], *, seen: bool
 ) -> str | None:
     """Why permuting the group would show nothing; ``seen`` if its channels are known to have an effect."""
-    if not shuffles:
+    if len(unpermuted(group)) > MOST_SINGLE:
         return "map not verifiable: fewer than three of its positions are interchangeable"
-    if not (seen or _shows_in_outputs(reference, group, shuffles[0])):
+    if not (seen or (shuffles and _shows_in_outputs(reference, group, shuffles[0]))):
         return "map not verifiable: the outputs do not depend on it"
     if any(_sources(m, p) is None for p in shuffles for m in group.members):
         return "wrong channel map (positions have no counterpart)"
@@ -149,16 +154,14 @@ def _shows_in_outputs(reference: Reference, group: ChannelGroup, permutation: In
 def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indices]:
     """Shuffles that together tell the group's map from every other map.
 
-    Positions change places with those that occur in the same members equally often. A wrong map
-    passes unseen when it differs from the right one by a shuffle that commutes with all of these.
-    Only the identity commutes with a cycle of all m positions of a class and a cycle of m - 1 of
-    them; where there are several classes, further rounds leave some in place, so that no class can
-    be taken for another. With fewer than three positions in a class there are no such shuffles.
+    Positions change places with those of their class. A wrong map passes unseen when it differs from the
+    right one by a shuffle that commutes with all of these. Only the identity commutes with a cycle of all
+    m positions of a class and a cycle of m - 1 of them; where there are several classes, further rounds
+    leave some in place, so that no class can be taken for another. With fewer than three positions in a
+    class there are no such shuffles, and they stay in their places (:func:`unpermuted`).
     """
-    counts = np.stack([np.bincount(m.positions, minlength=group.width) for m in group.members], 1)
-    _, labels = np.unique(counts, axis=0, return_inverse=True)
-    classes = [np.flatnonzero(labels.ravel() == label) for label in range(int(labels.max()) + 1)]
-    if min(len(c) for c in classes) < 3:
+    classes = [c for c in _classes(group) if len(c) >= FEWEST]
+    if not classes:
         return []
     shuffles = [[len(c) for c in classes], [len(c) - 1 for c in classes]]
     for bit in range((len(classes) - 1).bit_length()):
@@ -171,6 +174,20 @@ def _permutations(group: ChannelGroup, generator: torch.Generator) -> list[Indic
             permutation[cycle] = np.roll(cycle, 1)
         permutations.append(permutation)
     return permutations
+
+
+def unpermuted(group: ChannelGroup) -> Indices:
+    """Positions whose map no shuffle can prove: fewer than three are interchangeable."""
+    small = [c for c in _classes(group) if len(c) < FEWEST]
+    return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *small]))
+
+
+def _classes(group: ChannelGroup) -> list[Indices]:
+    """Positions that are interchangeable: of the same part, and in the same members equally often."""
+    parts = np.zeros(group.width, dtype=np.int64) if group.parts is None else group.parts
+    occurrences = [np.bincount(m.positions, minlength=group.width) for m in group.members]
+    _, labels = np.unique(np.stack([parts, *occurrences], 1), axis=0, return_inverse=True)
+    return [np.flatnonzero(labels.ravel() == label) for label in range(int(labels.max()) + 1)]
 
 
 def _sources(member: Member, permutation: Indices) -> Indices | None:

@@ -18,8 +18,11 @@ from mint_compress.errors import ForeignError, OwnFault, first_line, is_strict, 
 from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.groups import ChannelGroup, Indices, Side
 from mint_compress.graph.ignored_channels import Gone, outputs_without
+from mint_compress.graph.permutation_check import unpermuted
 from mint_compress.graph.reference import TOLERANCE, Reference, change
+from mint_compress.graph.written_sizes import Sizes
 from mint_compress.nn.layers import is_transposed
+from mint_compress.surgery.layer_sizes import set_sizes_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.surgery.slicing import CannotCut, adapt_, cut_
 
@@ -66,7 +69,8 @@ def removable(
     layers that Torch-Pruning slices wrongly. Without some positions the network must give what it
     gives when the readers ignore them. The first and the last positions shift the most. All groups
     lose some at once, neighbours a different number, lest one hide what another breaks; only where
-    that fails they are taken apart, half by half.
+    that fails they are taken apart, half by half. Positions that no permutation can prove are taken out
+    one by one besides.
 
     Parameters
     ----------
@@ -83,8 +87,9 @@ def removable(
         The same groups, in order, some of them with ``prunable=False`` and the reason.
     """
     result = list(groups)
-    for turn in (0, 1):
-        trials = {i: (g, _lost(g, i, turn)) for i, g in enumerate(result) if g.prunable}
+    turns = {i: [_lost(g, i, 0), _lost(g, i, 1), *_singly(g)] for i, g in enumerate(groups) if g.prunable}
+    for turn in range(max(map(len, turns.values()), default=0)):
+        trials = {i: (result[i], t[turn]) for i, t in turns.items() if turn < len(t) and result[i].prunable}
         for i, reason in _failed(reference, trials, most=reference.trials if apart else 1).items():
             result[i] = groups[i].left_alone(reason)
     return result
@@ -102,9 +107,27 @@ Trial = tuple[ChannelGroup, Indices]
 
 
 def _lost(group: ChannelGroup, index: int, turn: int) -> Indices:
-    """Positions for a trial: 1 to 4 from either end; groups less than 16 apart differ in one turn."""
-    count = min(1 + index // 4**turn % 4, max(1, group.width - 2))
-    return np.arange(count) if turn == 0 else np.arange(group.width - count, group.width)
+    """Positions for a trial: 1 to 4 from either end; groups less than 16 apart differ in one turn.
+
+    Of a group in parts so many shares, from the first of one part and the last of the next: channels of
+    several parts need not go in pairs.
+    """
+    count = 1 + index // 4**turn % 4
+    lost = []
+    for part, (positions, share) in enumerate(group.shares):
+        most = len(positions) // share
+        gone = share * min(count, max(1, most - 2 if group.parts is None else most - 1))
+        lost.append(positions[:gone] if (part + turn) % 2 == 0 else positions[-gone:])
+    return np.sort(np.concatenate(lost))
+
+
+def _singly(group: ChannelGroup) -> list[Indices]:
+    """For every position that no permutation can prove, a trial without it: the only one of its part."""
+    found = []
+    for position in unpermuted(group).tolist():
+        lost = [np.roll(own, -int(np.searchsorted(own, position)))[:n] for own, n in group.shares]
+        found.append(np.sort(np.concatenate(lost)))
+    return found
 
 
 def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> dict[int, str]:
@@ -123,7 +146,8 @@ def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> 
 def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
     """What goes wrong when the groups lose these positions; the network is put back."""
     try:
-        moved = _change_without(reference, _gone(trials))
+        gone = _gone(trials)
+        moved = _change_without(reference, gone, trials[0][0].written.after(gone))
     except ForeignError as error:  # the network's forward, on a shape that it did not expect
         return f"the network then fails ({first_line(error)})"
     except CannotCut as error:
@@ -147,7 +171,7 @@ def _gone(trials: Sequence[Trial]) -> Gone:
     return gone
 
 
-def _change_without(reference: Reference, gone: Gone) -> float:
+def _change_without(reference: Reference, gone: Gone, sizes: Sizes) -> float:
     """How far the outputs without these channels are from those in which readers ignore them.
 
     Whatever takes a mean or a norm over the channels is a reader as well. To let it ignore some takes a pass
@@ -161,6 +185,7 @@ def _change_without(reference: Reference, gone: Gone) -> float:
             for (layer, kind, side, dim), channels in gone.items():
                 cut_(model, layer, kind, side, dim, channels)
             adapt_(model)
+            set_sizes_(model, sizes)
             left = reference.run()
         moved = change(expected, left)
         if moved <= TOLERANCE or len(expected) != len(left):
@@ -197,6 +222,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     finally:
         for module, kind, attributes, parameters, buffers in saved:
             module.__class__ = kind  # a layer may have begun to select among its inputs
+            module.__dict__.clear()
             module.__dict__.update(attributes)
             module._parameters.update(parameters)
             module._buffers.clear()

@@ -27,7 +27,7 @@ NORMS = (
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether a layer is a convolution in which each output reads one input of its own."""
-    return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.out_channels
+    return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.out_channels == layer.in_channels
 
 
 def is_transposed(layer: nn.Module) -> bool:

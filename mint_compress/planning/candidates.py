@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mint_compress.errors import MintError
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.choices import Mask
-from mint_compress.planning.prices import Shares, shares_of
+from mint_compress.planning.latency import NetworkTimes
+from mint_compress.planning.prices import Price, Shares, shares_of
 from mint_compress.scoring.blocks import block_of
 
 Positions = NDArray[np.int64]
@@ -25,7 +26,8 @@ class Candidate:
     Attributes
     ----------
     steps
-        The blocks in the order in which they go, as many as the bounds allow.
+        The blocks in the order in which they go, as many as the bounds allow; of a group in parts as many
+        positions of each part as keep their shares equal.
     values
         Nats per position of each step, not decreasing.
     shares
@@ -40,10 +42,10 @@ class Candidate:
     shares: Shares
     quantum: int
 
-    def densities(self, macs_weight: float) -> list[float]:
+    def densities(self, price: Price) -> list[float]:
         """Nats per cost of each step's positions."""
-        price = self.shares.price(macs_weight)
-        return [value / price for value in self.values]
+        cost = self.shares.at(price)
+        return [value / cost for value in self.values]
 
     def mask(self, taken: int) -> Mask:
         """Positions that go when the first ``taken`` steps do, after rounding the width kept up."""
@@ -63,7 +65,13 @@ class Candidate:
 
 
 def candidate(
-    group: ChannelGroup, values: Values, *, upper_limit: float, round_to: int, blocks: int
+    group: ChannelGroup,
+    values: Values,
+    *,
+    upper_limit: float,
+    round_to: int,
+    blocks: int,
+    times: NetworkTimes | None = None,
 ) -> Candidate:
     """The removal steps of a group, the least valuable first.
 
@@ -75,6 +83,8 @@ def candidate(
         ``(width,)`` nats of each position, the same throughout a block.
     upper_limit, round_to, blocks
         See :class:`mint_compress.Budget`.
+    times
+        By which a position's share of the latency is known.
 
     Raises
     ------
@@ -87,22 +97,25 @@ def candidate(
             f"{values.shape} or are not finite."
         )
     quantum = 1 if blocks else _quantum(group, round_to)
+    if group.parts is not None:
+        quantum = _quantum_of_shares(group, 1 if blocks else round_to)
     least = group.width - math.floor(upper_limit * group.width + 1e-9)
     least = max(1, _round_up(least, quantum, group.width))
     kept, staying = group.width, _staying(group, values)
     steps: list[Positions] = []
     worth: list[float] = []
-    for step in _ranked_blocks(values, blocks):
+    ranked = _ranked_blocks(values, blocks) if group.parts is None else _ranked_shares(group, values)
+    for step in ranked:
         if staying.intersection(step.tolist()):
             continue
         kept -= len(step)
         if kept < least:
             break
         steps.append(step)
-        worth.append(float(values[step[0]]) / len(step))
+        worth.append(float(values[step[0]] if group.parts is None else values[step].sum()) / len(step))
     # prices are equal within a group, so the order of removal must not be undone by block sizes
     rising = np.maximum.accumulate(worth).tolist()
-    return Candidate(group, tuple(steps), tuple(rising), shares_of(group), quantum)
+    return Candidate(group, tuple(steps), tuple(rising), shares_of(group, times), quantum)
 
 
 def _ranked_blocks(values: Values, blocks: int) -> list[Positions]:
@@ -110,6 +123,23 @@ def _ranked_blocks(values: Values, blocks: int) -> list[Positions]:
     block = block_of(len(values), blocks).numpy()
     first = np.unique(block, return_index=True)[1]
     return [np.flatnonzero(block == b) for b in np.argsort(values[first], kind="stable")]
+
+
+def _ranked_shares(group: ChannelGroup, values: Values) -> list[Positions]:
+    """The least valuable positions of every part, then the next ones: by rank in each part, not by place."""
+    ranked = [
+        positions[np.argsort(values[positions], kind="stable")].reshape(-1, share)
+        for positions, share in group.shares
+    ]
+    return [np.concatenate(step) for step in zip(*ranked, strict=True)]
+
+
+def _quantum_of_shares(group: ChannelGroup, round_to: int) -> int:
+    """Step of positions so that every part that is wider than ``round_to`` keeps a multiple of it."""
+    shares = group.shares
+    wide = [share for positions, share in shares if len(positions) > round_to]
+    steps = math.lcm(*(round_to // math.gcd(round_to, share) for share in wide))
+    return steps * sum(share for _, share in shares)
 
 
 def _staying(group: ChannelGroup, values: Values) -> set[int]:

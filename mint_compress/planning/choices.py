@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mint_compress.graph.costs import LayerShape, Network
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.graph.written_sizes import WrittenSizes
 from mint_compress.surgery.pruning_plan import GroupCut, LayerCut, PruningPlan
 
 Mask = NDArray[np.bool_]
@@ -64,6 +65,8 @@ def make_plan(
     counts = removed_channels([g for g, _ in chosen], [m for _, m in chosen])
     after = {n: s.after(*counts.get(n, (0, 0))) for n, s in network.layers.items()}
     parameters = sum(a for a, _ in after.values())
+    cuts = _layer_cuts(chosen)
+    written = next((g.written for g in groups if g.written.equations), WrittenSizes())
     return PruningPlan(
         asked,
         (network.parameters - parameters) / network.parameters,
@@ -76,9 +79,10 @@ def make_plan(
             GroupCut(g.name, tuple(np.flatnonzero(~m).tolist()), tuple(np.flatnonzero(m).tolist()))
             for g, m in chosen
         ),
-        _layer_cuts(chosen),
+        cuts,
         {n: (s.parameters, after[n][0]) for n, s in network.layers.items()},
         asked_macs,
+        written.after({(c.layer, c.kind, c.side, c.dim): c.removed for c in cuts}),
     )
 
 

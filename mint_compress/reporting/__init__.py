@@ -26,6 +26,7 @@ from mint_compress.reporting.records import (
     Share,
     SideBySide,
     Stages,
+    Trial,
 )
 from mint_compress.reporting.text import as_text, report_text
 
@@ -92,6 +93,8 @@ class Report:
     int8, fp16
         The exports in float and in int8, or in half precision, side by side; None where that was not asked
         for, or, of fp16, where nothing here computes in it.
+    trials
+        The plans that were tried before this one was chosen, in that order; empty where none had to be.
     plan
         As ``PruningPlan.to_dict`` gives it.
     sha256
@@ -129,6 +132,7 @@ class Report:
     provider: str | None = None
     int8: SideBySide | None = None
     fp16: HalfSideBySide | None = None
+    trials: tuple[Trial, ...] = ()
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -11,6 +11,8 @@ from mint_compress.errors import MintError, shown
 from mint_compress.nn.layers import CONVOLUTIONS
 
 LARGEST = 2**31
+SET = "mint_sizes"
+"""The attribute of a module that names those of its sizes that were set with a plan."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -46,7 +48,33 @@ def size_attributes(module: nn.Module) -> tuple[str, ...]:
             names += attributes
     for base in type(module).__mro__:
         names += ADAPTED.get((base.__module__.partition(".")[0], base.__name__), ())
-    return names
+    return (*names, *(name for name in vars(module).get(SET, ()) if name not in names))
+
+
+def may_shrink(module: nn.Module, attribute: str, value: Any) -> bool:
+    """Whether a module keeps a whole number, or several, of which ``value`` is a smaller one, or as many."""
+    now = vars(module).get(attribute)
+    if isinstance(now, tuple | list):
+        fits = isinstance(value, tuple | list) and len(value) == len(now)
+        return fits and all(_is_smaller(v, n) for v, n in zip(value, now, strict=True))
+    return not attribute.startswith("_") and _is_smaller(value, now)
+
+
+def _is_smaller(value: Any, now: Any) -> bool:
+    return type(value) is int and type(now) is int and 0 < value <= now
+
+
+def set_sizes_(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set numbers that modules keep, module -> attribute -> value, and note on each module which.
+
+    The note is what :func:`size_attributes` reads, so that a saved file carries them.
+    """
+    for name, own in sizes.items():
+        module = model.get_submodule(name)
+        for attribute, value in own.items():
+            kind = type(vars(module)[attribute])
+            vars(module)[attribute] = kind(value)
+        vars(module)[SET] = sorted({*vars(module).get(SET, ()), *own})
 
 
 def shape_spec(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -75,10 +103,13 @@ def set_shapes_(model: nn.Module, spec: Mapping[str, Mapping[str, Any]]) -> None
         allowed = size_attributes(module)
         for attribute, value in sizes.items():
             # the spec is read from a file: only sizes may be set through it
-            if attribute not in allowed or not _is_size(value, getattr(module, attribute, None)):
+            if attribute in allowed and _is_size(value, getattr(module, attribute, None)):
+                setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
+            elif may_shrink(module, attribute, value):
+                set_sizes_(model, {name: {attribute: value}})
+            else:
                 what = f"{name}.{shown(attribute)} to {shown(repr(value))}"
                 raise MintError(f"The file sets {what}, which is not a size of it.")
-            setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
 
 
 def _is_size(value: Any, old: Any) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.nn.counting import first_owners
+from mint_compress.surgery.layer_sizes import may_shrink, set_sizes_
 from mint_compress.surgery.pruning_plan import LayerCut, PruningPlan
 from mint_compress.surgery.slicing import adapt_, check_cut, cut_, slicer_of
 
@@ -43,12 +44,16 @@ def prune_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     modules: dict[str, Any] = dict(model.named_modules())
     for cut in plan.cuts:
         _check(model, modules, cut)
+    for name, sizes in plan.sizes.items():
+        if name not in modules or not all(may_shrink(modules[name], a, v) for a, v in sizes.items()):
+            raise MintError(f"The plan sets sizes that the network does not have, of {name!r}. {REMEDY}")
     if wrong := _miscounted(model, plan, 0):
         raise MintError(f"{wrong} {REMEDY}")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     for cut in plan.cuts:
         cut_(model, cut.layer, cut.kind, cut.side, cut.dim, cut.removed)
     adapt_(model)
+    set_sizes_(model, plan.sizes)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if wrong := _miscounted(model, plan, 1):

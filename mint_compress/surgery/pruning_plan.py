@@ -47,6 +47,8 @@ class PruningPlan:
         (before, after) of the whole network; MACs of one sample.
     layers
         Layer -> (parameters before, after), for every layer that has any.
+    sizes
+        Module -> attribute -> its new value, of sizes that modules keep and their forward passes read.
     """
 
     asked: float | None
@@ -57,6 +59,7 @@ class PruningPlan:
     cuts: tuple[LayerCut, ...] = field(repr=False)
     layers: Mapping[str, tuple[int, int]] = field(repr=False)
     asked_macs: float | None = None
+    sizes: Mapping[str, Mapping[str, int | list[int]]] = field(repr=False, default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
@@ -98,12 +101,23 @@ class PruningPlan:
             layers = {str(n): (int(c[0]), int(c[1])) for n, c in data["layers"].items()}
             removed = float(data["removed"])
             asked, asked_macs = _share(data["asked"]), _share(data.get("asked_macs"))
+            sizes = {
+                str(n): {str(a): _size(v) for a, v in own.items()} for n, own in data.get("sizes", {}).items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MintError(
                 f"The pruning plan is damaged ({error}). Write it again with --dry-run."
             ) from None
         return PruningPlan(
-            asked, removed, (before, after), (macs_before, macs_after), groups, cuts, layers, asked_macs
+            asked,
+            removed,
+            (before, after),
+            (macs_before, macs_after),
+            groups,
+            cuts,
+            layers,
+            asked_macs,
+            sizes,
         )
 
     def to_json(self) -> str:
@@ -122,6 +136,10 @@ class PruningPlan:
 
 def _share(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _size(value: Any) -> int | list[int]:
+    return list(_ints(value)) if isinstance(value, list) else int(value)
 
 
 def _ints(values: Any) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def removing(model: nn.Module, x: Tensor, **positions: Sequence[int]) -> tuple[n
 
 def without_a_half(name: str, x: Tensor) -> tuple[nn.Module, nn.Module, PruningPlan]:
     model = build(name)
-    half = {g.name: range(g.width // 2) for g in find_groups(model, x[:1]) if g.prunable}
+    groups = [g for g in find_groups(model, x[:1]) if g.prunable]
+    half = {g.name: [p for own, _ in g.shares for p in own[: len(own) // 2]] for g in groups}
     pruned, plan = removing(model, x, **half)
     return model, pruned, plan
 

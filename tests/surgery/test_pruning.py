@@ -30,9 +30,10 @@ def half(
     drawn = np.random.default_rng(seed)
     for group in groups:
         if group.prunable:
-            gone = group.width // 2 if left is None else group.width - left
             masks[group.name] = np.zeros(group.width, dtype=bool)
-            masks[group.name][drawn.permutation(group.width)[:gone]] = True
+            for positions, _ in group.shares:
+                gone = len(positions) // 2 if left is None else len(positions) - left
+                masks[group.name][drawn.permutation(positions)[:gone]] = True
     return make_plan(groups, masks, asked=0.5)
 
 

@@ -1,9 +1,10 @@
-# make demo: train a VGG16, compress it, look at the result.   make test: the suite.
+# make demo: train a VGG16, compress it, look at the result.   make test: the suite.   make lint: ruff and mypy.
+# make docs: the site, in site/, its links followed.   make coverage: which lines of the package no test runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test lint docs coverage
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
@@ -28,3 +29,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(BIN)/linkchecker --no-status site/index.html
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+coverage: install
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=html

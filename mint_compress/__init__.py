@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mint_compress.training.healing import heal_
     from mint_compress.training.tasks.protocol import Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Budget": "settings",

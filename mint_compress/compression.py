@@ -19,29 +19,28 @@ from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.exhaustion import exhaustion_told
 from mint_compress.exporting.quantizing import Judged
-from mint_compress.exporting.shipping import check_target, exported_first, ship, write_plan
+from mint_compress.exporting.shipping import Shipment, check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
-from mint_compress.graph.finding import after_trial, find_groups
-from mint_compress.graph.groups import ChannelGroup
+from mint_compress.graph.finding import find_groups
 from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, split, to
+from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, to
 from mint_compress.nn.io import run as run_network
-from mint_compress.planning.search import plan as choose_plan
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress, StageClock
 from mint_compress.provenance import asked_for, described, found_out, machine, named_settings, versions
+from mint_compress.reaching.chosen import chosen_plan
+from mint_compress.reaching.loss import check_drop
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
-from mint_compress.resuming.forms import SCORES, plan_of
+from mint_compress.reporting.records import Trial
+from mint_compress.resuming.forms import plan_of
 from mint_compress.resuming.state import kept_beside
 from mint_compress.run import Run
-from mint_compress.scoring.calibration import calibrate
-from mint_compress.scoring.scores import ChannelScores, score
-from mint_compress.settings import CALIBRATION_IMAGES, SAMPLES_PER_CLASS, Settings
+from mint_compress.settings import CALIBRATION_IMAGES, Settings
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.first_look import check_classes, settle_task
@@ -125,21 +124,24 @@ def compress(
         kept.begin(found_out(run.data, run.device), clock.seconds)
         report = replace(_begun(run, model, command), seconds=clock.seconds)  # which grow until it is written
         images = run.draw(settings.scoring.calibration_images, CALIBRATION_IMAGES)
+        shipment, timed = None, given is None and settings.budget.price == "latency"
+        if kept.folder is not None and (timed or not dry_run):
+            shipment = exported_first(
+                run.original, images, kept.folder, dynamic_size=settings.export.dynamic_size,
+                progress=progress,
+            )  # fmt: skip
         if dry_run:
-            pruned, chosen, report = _pruned(run, report, images, given)
+            pruned, chosen, report = _pruned(run, report, images, given, shipment)
             report = replace(report, notes=run.told)
             return pruned.cpu().eval(), write_plan(report, chosen, kept.folder)
-        if kept.folder is None:
-            pruned, _, report = _finished(run, report, images, given)
+        pruned, chosen, report = _finished(run, report, images, given, shipment)
+        if shipment is None:
             return pruned, report
-        dynamic = settings.export.dynamic_size
-        shipment = exported_first(run.original, images, kept.folder, dynamic_size=dynamic, progress=progress)
-        pruned, chosen, report = _finished(run, report, images, given)
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
             report, run.original, pruned, chosen, samples, shipment, how,
             logits=run.task.logits if run.task else None, int8=_judged(run, pruned, samples),
-            progress=progress,
+            budget=settings.budget, force=force, progress=progress,
         )  # fmt: skip
         return pruned, report
 
@@ -203,65 +205,31 @@ def _begun(run: Run, model: nn.Module | str | os.PathLike[str], command: str | N
 
 
 def _pruned(
-    run: Run, report: Report, images: Inputs, given: PruningPlan | None
+    run: Run, report: Report, images: Inputs, given: PruningPlan | None, shipment: Shipment | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
-    chosen = given
+    chosen, trials = given, tuple[Trial, ...]()
     if chosen is None:
-        chosen, run.groups = run.once("plan", lambda: _chosen(run, images), plan_of(run.groups))
+        planned = run.once("plan", lambda: chosen_plan(run, images, shipment), plan_of(run.groups))
+        chosen, run.groups, trials = planned
     pruned = prune_(copied(run.original), chosen)
     if given is not None:
         check_plan(run.original, run.example, run.groups, chosen)
     run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
     sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
-    return pruned, chosen, replace(report, **vars(sizes), plan=chosen.to_dict())
+    return pruned, chosen, replace(report, **vars(sizes), plan=chosen.to_dict(), trials=trials)
 
 
 def _finished(
-    run: Run, report: Report, images: Inputs, given: PruningPlan | None
+    run: Run, report: Report, images: Inputs, given: PruningPlan | None, shipment: Shipment | None = None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network pruned, repaired and trained; it and the original are now on the CPU, in eval mode."""
-    pruned, chosen, report = _pruned(run, report, images, given)
+    pruned, chosen, report = _pruned(run, report, images, given, shipment)
     report = replace(report, **recovered(run, pruned, chosen, images), notes=run.told)
+    if run.task is not None:
+        check_drop(run.task.metric, report.validation, run.settings.budget.max_drop)
     run.original.cpu().eval()
     return pruned.cpu().eval(), chosen, report
-
-
-def _chosen(run: Run, images: Inputs) -> tuple[PruningPlan, list[ChannelGroup]]:
-    """Score, and plan until the plan stands its trial; the plan, and the groups without those that failed."""
-    budget, groups = run.settings.budget, run.groups
-    if budget.blocks and budget.round_to > 1:
-        run.notes.append(f"--blocks {budget.blocks} keeps blocks whole: widths are not rounded")
-    scores = run.once("scores", lambda: _scored(run, images), SCORES)
-    while True:
-        plan = choose_plan(groups, scores, budget)
-        tried = after_trial(run.original, run.example, groups, plan)
-        if [g.prunable for g in tried] == [g.prunable for g in groups]:
-            break
-        groups = tried
-    run.notes += _little_computed(plan, budget.cost)
-    return processes.by_main(lambda: plan), groups
-
-
-def _scored(run: Run, images: Inputs) -> ChannelScores:
-    """Calibrate and score."""
-    settings = run.settings
-    estimator, samples = settings.scoring.estimator, settings.scoring.takes_samples
-    if samples:
-        each, classes = settings.scoring.samples_per_class, (run.data and run.data.classes) or 10
-        asked = None if each is None else each * classes
-        images = run.draw(asked, SAMPLES_PER_CLASS * classes, f"for {estimator}, ")
-    calibration = calibrate(
-        run.original, run.groups, split(images, run.batch), seed=run.seed,
-        moments=not samples, samples=samples, progress=run.progress,
-    )  # fmt: skip
-    if alike := sorted(set(calibration.moments) - set(calibration.sensitivity)):
-        layers = ", ".join(alike)
-        run.notes.append(f"without a backward pass, all outputs of these layers count alike: {layers}")
-    return score(
-        run.groups, calibration, estimator=estimator, blocks=settings.budget.blocks, seed=run.seed,
-        progress=run.progress,
-    )  # fmt: skip
 
 
 def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> Judged | None:
@@ -277,14 +245,3 @@ def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:
     if isinstance(plan, PruningPlan):
         return plan
     return PruningPlan.from_json(Path(plan).read_text(errors="replace"))
-
-
-def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
-    """A line where the network gets smaller and hardly faster, as long as something can be done about it."""
-    parameters, macs = (1 - after / before for before, after in (plan.parameters, plan.macs))
-    if cost == "macs" or plan.asked_macs is not None or macs > parameters / 4:
-        return ()
-    return (
-        f"{parameters:.0%} of the parameters go, but {macs:.1%} of the MACs: they are where little is "
-        "computed. --macs-ratio asks for a share of those as well",
-    )

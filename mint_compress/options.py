@@ -33,6 +33,7 @@ def _numbers(value: Any, fits: Callable[[Any], bool]) -> bool:
 SHARE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < 1, "lie between 0 and 1")
 LIMIT = Rule(lambda v: isinstance(v, Real) and 0 < float(v) <= 1, "lie between 0 and 1")
 POSITIVE = Rule(lambda v: isinstance(v, Real) and 0 < float(v) < math.inf, "be a positive number")
+FASTER = Rule(lambda v: isinstance(v, Real) and 1 < float(v) < math.inf, "be a number above 1")
 AMOUNT = Rule(lambda v: isinstance(v, Real) and 0 <= float(v) < math.inf, "be a number, at least 0")
 COUNT = _whole(1)
 WHOLE = _whole(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mint_compress.errors import MintError
 from mint_compress.files import Outputs, check_file, hidden_folder, outputs, placing_mark
-from mint_compress.settings import Settings, combinations
+from mint_compress.settings import Budget, Settings, combinations
 
 
 def check_run(
@@ -39,11 +39,9 @@ def check_run(
         For the first thing that cannot work: the value and the remedy in one line.
     """
     check_model(model)
-    shares = settings.budget.ratio, settings.budget.macs_ratio
-    if plan is None and shares == (None, None):
-        raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
-    if plan is not None and shares != (None, None):
-        raise MintError("A plan has its own shares. Leave --ratio and --macs-ratio out, or the plan.")
+    _check_goals(
+        settings.budget, planned=plan is not None, measured=data is not None, exported=output is not None
+    )
     if settings.normalisation.mean is not None and data is None:
         raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
     if settings.export.int8 and data is None:
@@ -57,6 +55,22 @@ def check_run(
         return None
     _check_output(Path(output), model, dry_run=dry_run, force=force, resume=resume, int8=settings.export.int8)
     return outputs(Path(output))
+
+
+def _check_goals(budget: Budget, *, planned: bool, measured: bool, exported: bool) -> None:
+    """What is asked for: something, and what can be told of a run with such data and such an output."""
+    shares = budget.ratio, budget.macs_ratio
+    if not planned and shares == (None, None) and not budget.timed and budget.max_drop is None:
+        raise MintError("No ratio given. Say which share of the parameters goes, for example --ratio 0.75.")
+    if planned and (shares != (None, None) or budget.timed):
+        raise MintError(
+            "A plan has its own shares. Leave --ratio, --macs-ratio, --speedup and --latency out, or the "
+            "plan."
+        )
+    if budget.max_drop is not None and not measured:
+        raise MintError("max-drop is measured on validation data, and there are none. Give --data as well.")
+    if not planned and budget.price == "latency" and not exported:
+        raise MintError("Latency is measured on the export. Name one, as in -o small.onnx.")
 
 
 def check_sweep(

@@ -58,9 +58,11 @@ def identity(of: object) -> str:
 def asked_for(model: object, data: object, plan: PruningPlan | None, settings: Settings) -> dict[str, Any]:
     """What the results of a run depend on, by name, as far as it is known before anything is read.
 
-    Nothing depends on how the export is made and timed at the end, and on how many processes read images.
+    Nothing depends on how many processes read images, on how the export is made, and, unless the plan goes by
+    latency, on how it is timed.
     """
-    without = {one.name for kind in (Benchmark, Export) for one in options_of(kind).values()} | {"workers"}
+    at_the_end = (Export,) if settings.budget.price == "latency" else (Benchmark, Export)
+    without = {one.name for kind in at_the_end for one in options_of(kind).values()} | {"workers"}
     chosen = {n.replace("_", "-"): v for n, v in named_settings(settings).items() if n not in without}
     known = {name: number for name, number in versions().items() if name in ("mint-compress", "torch")}
     given = {

@@ -75,13 +75,18 @@ def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> 
         return False
 
     def repair() -> bool:
-        # in one piece: how many go at once is a matter of the layer
-        whole = [(images, None)]
-        repairs = compensate_(pruned, run.original, plan, whole, seed=run.seed, progress=run.progress)
-        run.notes += unrepaired(plan, repairs)
+        run.notes += unrepaired(plan, refitted_(run, pruned, plan, images))
         return True
 
     return run.once("repair", repair, weights_of(pruned))
+
+
+def refitted_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> list[Repair]:
+    """Repair a pruned network in place, as the settings want it; the layers that were refitted."""
+    if not run.settings.repair.compensate:
+        return []
+    # in one piece: how many go at once is a matter of the layer
+    return compensate_(pruned, run.original, plan, [(images, None)], seed=run.seed, progress=run.progress)
 
 
 def _heal_(run: Run, data: Data, task: Task, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> bool:

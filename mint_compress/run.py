@@ -109,14 +109,22 @@ class Run:
 
         ``after`` is the stage whose network it is.
         """
-        if (data := self.data) is None or (task := self.task) is None:
+        split = "validation" if validation else "test"
+        if self.data is None or self.task is None:
             return None
 
         def measured() -> Measurement:
-            source = data.validation if validation else data.test
-            return evaluate(
-                model, source, task, reference=self.original, device=self.device, progress=self.progress
-            )
+            found = self.measured(model, validation=validation)
+            assert found is not None
+            return found
 
-        split = "validation" if validation else "test"
         return self.once(f"{after} on the {split} split", measured, MEASUREMENT)
+
+    def measured(self, model: nn.Module, *, validation: bool = False) -> Measurement | None:
+        """As :meth:`measure`, of a network that no later run will want to know of."""
+        if (data := self.data) is None or (task := self.task) is None:
+            return None
+        source = data.validation if validation else data.test
+        return evaluate(
+            model, source, task, reference=self.original, device=self.device, progress=self.progress
+        )

@@ -1,7 +1,7 @@
 """Every option, said once: its name, type, default, what it means, and which values can work.
 
 The command's options and their help, the library's arguments, the grid of a sweep, the settings in a report
-and the README's table are made from the fields of these classes. Nothing here needs torch.
+and the table of docs/options.md are made from the fields of these classes. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mint_compress.estimators import BUILT_IN, added, uses_samples
 from mint_compress.options import (
     AMOUNT,
     COUNT,
+    FASTER,
     FINITE,
     LIMIT,
     OBJECT,
@@ -54,7 +55,7 @@ TASK = Rule(
 HEAL_EPOCHS = 10
 """Unless the user says otherwise, and as far as they take no longer than some minutes."""
 
-Cost = Literal["params", "macs", "both"]
+Cost = Literal["params", "macs", "both", "latency"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class Budget(Group):
     ----------
     ratio, macs_ratio
         Share of all parameters, and of all MACs, that goes at least, above 0 and below 1: one or both.
+    speedup, latency
+        How many times as fast the export must be as the original's, and how many milliseconds a batch may
+        take: medians, measured with the provider, threads and batch of :class:`Benchmark`.
+    max_drop
+        How much worse the metric may get on the validation split, in points where its unit is ``%``. Without
+        any other goal, the largest share of the parameters that keeps it; beside one, a check.
     upper_limit
         Largest share of one channel group's positions that may go.
     round_to
@@ -73,19 +80,33 @@ class Budget(Group):
         Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
     cost
         What a position's score is divided by before all are compared: the share of the network's
-        parameters, of its MACs, or the mean of both, that goes with it. Where a plan that reaches
-        ``ratio`` would not reach ``macs_ratio``, MACs weigh more, as much as it takes.
+        parameters, of its MACs, the mean of both, or of its latency, that goes with it. Where a plan that
+        reaches ``ratio`` would not reach ``macs_ratio``, MACs weigh more, as much as it takes. None: latency
+        where that is asked for, else both.
     """
 
     ratio: float | None = option(
         None, "Share of the file's parameters that goes.", metavar="R", kind=float, rule=SHARE, kw_only=False,
         remedy="Give the share of the parameters that goes, for example 0.75.",
-        default_text="required, unless --macs-ratio or --plan",
+        default_text="one goal is required",
     )  # fmt: skip
     macs_ratio: float | None = option(
         None, "Instead or as well: share of the multiply-accumulate operations (MACs) that goes.",
         metavar="R", kind=float, rule=SHARE,
         remedy="Give the share of the MACs that goes, for example 0.5.",
+    )  # fmt: skip
+    speedup: float | None = option(
+        None, "Instead or as well: how many times as fast the export is, measured here.", metavar="X",
+        kind=float, rule=FASTER, remedy="Give how many times as fast it should be, for example 2.",
+    )  # fmt: skip
+    latency: float | None = option(
+        None, "Instead or as well: milliseconds that the export takes at most, median, measured here.",
+        metavar="MS", kind=float, rule=POSITIVE, remedy="Give milliseconds, for example 3.",
+    )  # fmt: skip
+    max_drop: float | None = option(
+        None, "Instead: as much as goes while validation gets no worse than so many points (or units of the "
+        "metric). Beside another goal: fail where it gets worse.", metavar="D", kind=float, rule=AMOUNT,
+        remedy="Give points, for example 1.",
     )  # fmt: skip
     upper_limit: float = option(
         0.95, "Largest share of one layer's channels that may go; 1: no limit.", metavar="U", kind=float,
@@ -98,10 +119,25 @@ class Budget(Group):
         0, "Blocks of channels that go as a whole, the paper's groups; 0: channels go one by one.",
         metavar="G", kind=int, rule=WHOLE, alias="groups",
     )  # fmt: skip
-    cost: Cost = option(
-        "both", "What a channel's information is weighed against.", metavar="params|macs|both",
-        choices=("params", "macs", "both"),
+    cost: Cost | None = option(
+        None, "What a channel's information is weighed against.", metavar="params|macs|both|latency",
+        choices=("params", "macs", "both", "latency"), default_text="both; latency where that is asked for",
     )  # fmt: skip
+
+    @property
+    def timed(self) -> bool:
+        """Whether exports are timed before a plan is settled."""
+        return self.speedup is not None or self.latency is not None
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is the loss alone that says how much goes."""
+        return self.max_drop is not None and not self.timed and (self.ratio, self.macs_ratio) == (None, None)
+
+    @property
+    def price(self) -> Cost:
+        """The cost, where none is given the usual one."""
+        return self.cost or ("latency" if self.timed else "both")
 
 
 @dataclass(frozen=True)
@@ -417,7 +453,7 @@ QUIET = Option(False, "Print errors only.", name="quiet")
 
 
 def sections() -> dict[str, list[Option]]:
-    """All options of ``compress``, by section, in the order of the help and of the README's table."""
+    """All options of ``compress``, by section, in the order of the help and of docs/options.md."""
 
     def of(*kinds: type[Group]) -> list[Option]:
         return [one for kind in kinds for one in options_of(kind).values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_the_results_page_is_what_table_writes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(EXAMPLES)
     page = load("tables").write(EXAMPLES / "results", tmp_path / "results.md")
     assert page.read_text() == (EXAMPLES.parent / "docs" / "results.md").read_text()
+
+
+def test_the_picture_of_the_readme_shows_the_rows(tmp_path: Path) -> None:
+    script = load("picture")
+    CliRunner().invoke(script.main, ["--output", str(tmp_path)], catch_exceptions=False)
+    _, curves = script.points(EXAMPLES / "results" / "cifar10_vgg16.json")
+    page = (EXAMPLES.parent / "docs" / "results.md").read_text()
+    for line in curves.values():
+        assert len(line) == 3
+        for removed, accuracy in line:
+            assert f"| {removed:.2f}% |" in page and f" | {accuracy:.2f} |" in page
+    for theme in ("light", "dark"):
+        drawn, kept = (
+            re.findall("<text[^>]*>([^<]+)</text>", (folder / f"accuracy-{theme}.svg").read_text())
+            for folder in (tmp_path, EXAMPLES.parent / "docs" / "images")
+        )
+        assert drawn == kept and {f"{accuracy:.2f}" for _, accuracy in curves["mint-compress"]} <= set(kept)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from mint_compress.reporting.records import (
     ReceiptCounts,
     Share,
     Stages,
+    Trial,
 )
 from mint_compress.reporting.text import left_alone_lines
 
@@ -79,6 +80,9 @@ FULL = {
     "macs_ratio": 4.0,
     "provider": "CPUExecutionProvider",
     "int8": None,
+    "trials": [
+        {"removed": 0.7512, "macs_removed": 0.75, "quality": None, "latency_ms": 3.1, "speedup": 4.03}
+    ],
     "plan": {"format": 1, "groups": {"conv1": [0, 1]}},
     "sha256": {"out/small.onnx": "ab", "out/small.safetensors": "cd"},
     "seconds": {"calibrate": 12.5, "repair": 3.25},
@@ -116,6 +120,7 @@ EMPTY = {
     "macs_ratio": None,
     "provider": None,
     "int8": None,
+    "trials": [],
     "plan": None,
     "sha256": {},
     "seconds": {},
@@ -159,6 +164,7 @@ def full() -> Report:
         speedup=4.0,
         macs_ratio=4.0,
         provider="CPUExecutionProvider",
+        trials=(Trial(0.7512, 0.75, latency_ms=3.1, speedup=4.03),),
         plan={"format": 1, "groups": {"conv1": [0, 1]}},
         sha256={"out/small.onnx": "ab", "out/small.safetensors": "cd"},
         seconds={"calibrate": 12.5, "repair": 3.25},

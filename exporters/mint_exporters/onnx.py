@@ -23,7 +23,7 @@ from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
 from mint_exporters.onnx_outputs import name_outputs_, output_names
-from mint_exporters.onnx_session import OnnxSession
+from mint_exporters.onnx_session import OnnxSession, runtime_version
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -91,6 +91,17 @@ class OnnxExporter:
             No such file, not an ONNX file, unknown device, or CUDA asked for and not loaded.
         """
         return OnnxSession(Path(path), device=device, threads=threads)
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what opens the files."""
+        return runtime_version()
+
+    def write_layer(self, layer: nn.Module, shape: tuple[int, ...], path: Path) -> bool:
+        """Write one layer without tracing it; see :func:`mint_exporters.onnx_layers.write_layer`."""
+        from mint_exporters.onnx_layers import write_layer
+
+        return write_layer(layer, shape, path)
 
     def quantize(self, path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> None:
         """Write the file in eight bits; see :func:`mint_exporters.onnx_int8.quantize`."""

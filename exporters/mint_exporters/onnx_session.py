@@ -84,6 +84,11 @@ def _inference_session(path: Path, device: str, threads: int) -> Any:
     return session
 
 
+def runtime_version() -> str:
+    """``onnxruntime-gpu 1.23.0``: the package that is installed, and its version."""
+    return ", ".join(f"{package} {number}" for package, number in _installed().items())
+
+
 def _runtime() -> Any:
     """ONNX Runtime's module, quiet."""
     try:

@@ -129,7 +129,7 @@ def _help(one: Option) -> str:
 
 
 def table() -> str:
-    """The options of ``compress`` as the Markdown table of the README."""
+    """The options of ``compress`` as the Markdown table of docs/options.md."""
     lines = ["| | option | meaning | default |", "|---|---|---|---|"]
     for section, several in sections().items():
         for place, one in enumerate(several):

@@ -31,12 +31,14 @@ from mint_compress.reporting import Report
 from mint_compress.reporting.html import report_page
 from mint_compress.reporting.records import Latencies, Latency
 from mint_compress.resuming.folder import Folder
-from mint_compress.settings import Benchmark
+from mint_compress.settings import Benchmark, Budget
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 PARITY_IMAGES, LEAST_PARITY_IMAGES = 32, 7
 PARITY_MACS = 2e11
 """Multiply-accumulate operations that comparing the export with the network may take in PyTorch."""
+KEPT = 0.98
+"""Two timings of one network differ by as much; what is closer to what was asked for keeps it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def ship(
     *,
     logits: int | None = None,
     int8: Judged | None = None,
+    budget: Budget = Budget(),
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Save, export, check, time, and put the files in their places: all of them, or none.
@@ -144,6 +148,10 @@ def ship(
         As for :func:`mint_compress.exporting.parity.check_parity`.
     int8
         Quantise the export as well, and judge it by this.
+    budget
+        What was asked for; where that is speed, a network that is not faster is not written.
+    force
+        Write it nevertheless.
 
     Returns
     -------
@@ -167,11 +175,12 @@ def ship(
     )  # fmt: skip
     sizes = _other_size(pruned, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
+    slow = check_speed(times, budget, force=force)
     idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
     report = replace(
         report, receipt=receipt.counted, parity=parity,
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
-        provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle),
+        provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle, *slow),
     )  # fmt: skip
     moves = {made: target.export.with_name(made.name) for made in after.files}
     keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
@@ -188,6 +197,32 @@ def ship(
             found.write(stage.int8_samples)
         moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
+
+
+def check_speed(times: BenchmarkResult, budget: Budget, *, force: bool) -> tuple[str, ...]:
+    """A line where the last measurement is behind what was asked for.
+
+    Raises
+    ------
+    CheckFailed
+        Speed was asked for, the pruned network is no faster than the original, and nothing is forced.
+    """
+    if not budget.timed:
+        return ()
+    before, after = times.original.median, times.pruned.median
+    if after >= before and not force:
+        raise CheckFailed(
+            f"The pruned network takes {after:#.3g} ms and the original {before:#.3g}: it is not faster. "
+            "Nothing is written; --force writes it nevertheless."
+        )
+    said = []
+    if budget.speedup is not None and times.speedup < budget.speedup * KEPT:
+        said.append(
+            f"a speed-up of {budget.speedup:g}x was asked for; the last timing gave {times.speedup:.2f}x"
+        )
+    if budget.latency is not None and after > budget.latency / KEPT:
+        said.append(f"{budget.latency:g} ms were asked for; the last timing gave {after:#.3g} ms")
+    return tuple(f"{one}, as other programs on the machine may make it" for one in said)
 
 
 def _parity_images(report: Report) -> int:

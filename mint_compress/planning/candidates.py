@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mint_compress.errors import MintError
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.choices import Mask
-from mint_compress.planning.prices import Shares, shares_of
+from mint_compress.planning.latency import NetworkTimes
+from mint_compress.planning.prices import Price, Shares, shares_of
 from mint_compress.scoring.blocks import block_of
 
 Positions = NDArray[np.int64]
@@ -41,10 +42,10 @@ class Candidate:
     shares: Shares
     quantum: int
 
-    def densities(self, macs_weight: float) -> list[float]:
+    def densities(self, price: Price) -> list[float]:
         """Nats per cost of each step's positions."""
-        price = self.shares.price(macs_weight)
-        return [value / price for value in self.values]
+        cost = self.shares.at(price)
+        return [value / cost for value in self.values]
 
     def mask(self, taken: int) -> Mask:
         """Positions that go when the first ``taken`` steps do, after rounding the width kept up."""
@@ -64,7 +65,13 @@ class Candidate:
 
 
 def candidate(
-    group: ChannelGroup, values: Values, *, upper_limit: float, round_to: int, blocks: int
+    group: ChannelGroup,
+    values: Values,
+    *,
+    upper_limit: float,
+    round_to: int,
+    blocks: int,
+    times: NetworkTimes | None = None,
 ) -> Candidate:
     """The removal steps of a group, the least valuable first.
 
@@ -76,6 +83,8 @@ def candidate(
         ``(width,)`` nats of each position, the same throughout a block.
     upper_limit, round_to, blocks
         See :class:`mint_compress.Budget`.
+    times
+        By which a position's share of the latency is known.
 
     Raises
     ------
@@ -106,7 +115,7 @@ def candidate(
         worth.append(float(values[step[0]] if group.parts is None else values[step].sum()) / len(step))
     # prices are equal within a group, so the order of removal must not be undone by block sizes
     rising = np.maximum.accumulate(worth).tolist()
-    return Candidate(group, tuple(steps), tuple(rising), shares_of(group), quantum)
+    return Candidate(group, tuple(steps), tuple(rising), shares_of(group, times), quantum)
 
 
 def _ranked_blocks(values: Values, blocks: int) -> list[Positions]:

@@ -15,20 +15,28 @@ from mint_compress.errors import MintError
 from mint_compress.graph.costs import Network
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.candidates import Candidate, Values, candidate
-from mint_compress.planning.choices import Mask, counts_left, make_plan
-from mint_compress.planning.prices import MACS_WEIGHT
-from mint_compress.planning.unreachable import unreachable
+from mint_compress.planning.choices import Mask, counts_left, make_plan, removed_channels
+from mint_compress.planning.latency import NetworkTimes
+from mint_compress.planning.prices import PRICES, Price
+from mint_compress.planning.unreachable import Kind, blame, unreachable
 from mint_compress.scoring.scores import ChannelScores
 from mint_compress.settings import Budget
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 HALVINGS = 16
 """Steps of the search for the least weight of the MACs that is enough."""
-Goals = tuple[int, int]
-"""How many parameters and MACs have to go at least."""
+Goals = tuple[int, int, float]
+"""How many parameters, MACs and milliseconds have to go at least."""
 
 
-def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) -> PruningPlan:
+def plan(
+    groups: Sequence[ChannelGroup],
+    scores: ChannelScores,
+    budget: Budget,
+    *,
+    times: NetworkTimes | None = None,
+    saving: float = 0.0,
+) -> PruningPlan:
     """Choose the positions that go: those below one global threshold on nats per cost.
 
     Parameters
@@ -39,6 +47,10 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         One score per position of every prunable group.
     budget
         The shares to remove, and the bounds to keep.
+    times
+        What single layers take, for a budget whose price is latency, and for ``saving``.
+    saving
+        Milliseconds that have to go at least, as ``times`` predict them.
 
     Returns
     -------
@@ -51,18 +63,20 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
         When a share cannot be reached: the message says the most that can go, and which groups
         stand in the way.
     """
-    if budget.ratio is None and budget.macs_ratio is None:
+    if budget.ratio is None and budget.macs_ratio is None and not saving:
         raise MintError("A budget is a share of the parameters, of the MACs, or both. Give one.")
-    candidates = [_within(g, scores.nats[g.name].cpu().numpy(), budget) for g in groups if g.prunable]
+    if times is None and (saving or budget.price == "latency"):
+        raise MintError("What latency costs is not known. Give the times of the layers, or another --cost.")
+    candidates = [_within(g, scores.nats[g.name].cpu().numpy(), budget, times) for g in groups if g.prunable]
     if not candidates:
         reasons = sorted({g.reason or "" for g in groups})
         raise MintError(f"No channel of this network can be removed: {'; '.join(reasons)[:300]}.")
     network = groups[0].network
     if budget.macs_ratio is not None and not network.macs:
         raise MintError("This network has no convolution or linear layer to count MACs of. Give --ratio.")
-    goals = _goal(budget.ratio, network.parameters), _goal(budget.macs_ratio, network.macs)
-    search = _Search(network, candidates)
-    most = search.gone(search.masks_of(search.order(0.0)))
+    goals = _goal(budget.ratio, network.parameters), _goal(budget.macs_ratio, network.macs), saving
+    search = _Search(network, candidates, times)
+    most = search.gone([one.largest_mask() for one in candidates])
     limit = budget.upper_limit
     if budget.ratio is not None and most[0] < goals[0]:
         share = most[0] / network.parameters
@@ -70,7 +84,11 @@ def plan(groups: Sequence[ChannelGroup], scores: ChannelScores, budget: Budget) 
     if budget.macs_ratio is not None and most[1] < goals[1]:
         share = most[1] / network.macs
         raise MintError(unreachable(budget.macs_ratio, "MACs", share, limit, groups, candidates))
-    masks = search.masks(goals, MACS_WEIGHT[budget.cost])
+    if times is not None and most[2] < saving:
+        raise MintError(
+            unreachable(saving / times.whole, "latency", most[2] / times.whole, limit, groups, candidates)
+        )
+    masks = search.masks(goals, PRICES[budget.price])
     return make_plan(
         groups,
         {c.group.name: m for c, m in zip(candidates, masks, strict=True)},
@@ -99,11 +117,20 @@ def most_removed(groups: Sequence[ChannelGroup], budget: Budget = Budget()) -> P
     return make_plan(groups, masks, asked=None) if masks else None
 
 
-def _within(group: ChannelGroup, values: Values, budget: Budget) -> Candidate:
+def in_the_way(groups: Sequence[ChannelGroup], budget: Budget, what: Kind) -> str:
+    """``; in the way: a (why), b (why)``: the layers that count most of those that stay whole, or nothing."""
+    candidates = [_within(g, np.zeros(g.width), budget) for g in groups if g.prunable]
+    return blame(what, groups, candidates)
+
+
+def _within(
+    group: ChannelGroup, values: Values, budget: Budget, times: NetworkTimes | None = None
+) -> Candidate:
     """What may go of a group within the budget's bounds."""
     return candidate(
-        group, values, upper_limit=budget.upper_limit, round_to=budget.round_to, blocks=budget.blocks
-    )
+        group, values, upper_limit=budget.upper_limit, round_to=budget.round_to, blocks=budget.blocks,
+        times=times,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,13 +139,14 @@ class _Search:
 
     network: Network
     candidates: Sequence[Candidate]
+    times: NetworkTimes | None = None
 
-    def order(self, macs_weight: float) -> list[int]:
+    def order(self, price: Price) -> list[int]:
         """The group of every step, in the order in which steps go."""
         steps = sorted(
             (density, index, place)
             for index, one in enumerate(self.candidates)
-            for place, density in enumerate(one.densities(macs_weight))
+            for place, density in enumerate(one.densities(price))
         )
         return [index for _, index, _ in steps]
 
@@ -127,14 +155,16 @@ class _Search:
         taken = np.bincount(np.asarray(steps, dtype=np.int64), minlength=len(self.candidates))
         return [c.mask(int(t)) for c, t in zip(self.candidates, taken, strict=True)]
 
-    def gone(self, masks: Sequence[Mask]) -> tuple[int, int]:
-        """Parameters and MACs that go."""
-        parameters, macs = counts_left(self.network, [c.group for c in self.candidates], masks)
-        return self.network.parameters - parameters, self.network.macs - macs
+    def gone(self, masks: Sequence[Mask]) -> Goals:
+        """Parameters, MACs and milliseconds that go."""
+        groups = [c.group for c in self.candidates]
+        parameters, macs = counts_left(self.network, groups, masks)
+        saved = self.times.saved(self.network, removed_channels(groups, masks)) if self.times else 0.0
+        return self.network.parameters - parameters, self.network.macs - macs, saved
 
-    def shortest(self, macs_weight: float, goals: Goals) -> list[Mask]:
+    def shortest(self, price: Price, goals: Goals) -> list[Mask]:
         """The fewest steps that reach the goals at this price; all of them must be enough."""
-        order = self.order(macs_weight)
+        order = self.order(price)
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
@@ -148,21 +178,21 @@ class _Search:
         """Whether enough goes of both."""
         return all(gone >= goal for gone, goal in zip(self.gone(masks), goals, strict=True))
 
-    def masks(self, goals: Goals, macs_weight: float) -> list[Mask]:
+    def masks(self, goals: Goals, price: Price) -> list[Mask]:
         """The shortest removal at the price given, or where MACs weigh more, if that spares parameters.
 
         When the removal that reaches the parameters does too little for the MACs, going on until it does
         would take more parameters than asked. Instead MACs weigh as much as it takes, and no more.
         """
-        parameters = (goals[0], 0)
-        if not all(goals) or self.reached(self.shortest(macs_weight, parameters), goals):
-            return self.shortest(macs_weight, goals)
-        low, high = macs_weight, 1.0
-        if self.reached(self.shortest(high, parameters), goals):
+        without_macs = (goals[0], 0, goals[2])
+        if not all(goals[:2]) or self.reached(self.shortest(price, without_macs), goals):
+            return self.shortest(price, goals)
+        low, high, macs = 0.0, 1.0, PRICES["macs"]
+        if self.reached(self.shortest(macs, without_macs), goals):
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
-                if self.reached(self.shortest(middle, parameters), goals):
+                if self.reached(self.shortest(price.towards(macs, middle), without_macs), goals):
                     high = middle
                 else:
                     low = middle
-        return self.shortest(high, goals)
+        return self.shortest(price.towards(macs, high), goals)

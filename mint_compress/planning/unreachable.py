@@ -11,7 +11,7 @@ from mint_compress.graph.input_groups import MANY, MOST_FEATURES
 from mint_compress.planning.candidates import Candidate
 from mint_compress.planning.choices import removed_channels
 
-Kind = Literal["parameters", "MACs"]
+Kind = Literal["parameters", "MACs", "latency"]
 NAMED = 3
 """Layers that a message names."""
 
@@ -38,19 +38,24 @@ def unreachable(
         All groups of the network, and what may go of those that are prunable.
     """
     percent = math.floor(1000 * most) / 10  # rounded down, so that it can be asked for
-    layers = _in_the_way(what, groups, candidates)
-    blame = f"; in the way: {', '.join(layers)}" if layers else ""
     return (
         f"{asked:.1%} of the {what} cannot go: the most is {percent:g} % with --upper-limit {upper_limit:g}"
-        f"{blame}. Ask for a ratio up to {percent / 100:g}, or raise --upper-limit{_remedy(groups)}."
+        f"{blame(what, groups, candidates)}. Ask for a ratio up to {percent / 100:g}, or raise "
+        f"--upper-limit{_remedy(groups)}."
     )
+
+
+def blame(what: Kind, groups: Sequence[ChannelGroup], candidates: Sequence[Candidate]) -> str:
+    """``; in the way: a (why), b (why)``, or nothing where nothing is."""
+    layers = _in_the_way(what, groups, candidates)
+    return f"; in the way: {', '.join(layers)}" if layers else ""
 
 
 def _in_the_way(what: Kind, groups: Sequence[ChannelGroup], candidates: Sequence[Candidate]) -> list[str]:
     """The layers that count most among those that must stay whole, each with its reason."""
     whole = _whole_layers(groups, candidates)
     layers = groups[0].network.layers
-    counts = {name: layers[name].macs if what == "MACs" else layers[name].parameters for name in whole}
+    counts = {n: layers[n].parameters if what == "parameters" else layers[n].macs for n in whole}
     largest = sorted(counts, key=lambda name: -counts[name])[:NAMED]
     return [f"{name} ({whole[name]})" for name in largest]
 

@@ -25,6 +25,7 @@ from mint_compress.reporting.records import (
     Share,
     SideBySide,
     Stages,
+    Trial,
 )
 from mint_compress.reporting.text import as_text, report_text
 
@@ -90,6 +91,8 @@ class Report:
         Of the runtime that was timed.
     int8
         The exports in float and in int8 side by side; None where that was not asked for.
+    trials
+        The plans that were tried before this one was chosen, in that order; empty where none had to be.
     plan
         As ``PruningPlan.to_dict`` gives it.
     sha256
@@ -126,6 +129,7 @@ class Report:
     macs_ratio: float | None = None
     provider: str | None = None
     int8: SideBySide | None = None
+    trials: tuple[Trial, ...] = ()
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -50,6 +50,7 @@ def report_page(report: Report) -> str:
         stages=_stages(report),
         layers=_layers(report.layers),
         classes=_classes(report.classes),
+        trials=_trials(report),
         left_alone=list(left_alone_lines(report.left_alone)),
         seconds=_seconds(report),
         exports=_exports(report),
@@ -116,6 +117,24 @@ def _seconds(report: Report) -> list[Bar]:
     return [
         Bar(stage, 0.0, _share(taken, longest), f"{taken:.1f} s") for stage, taken in report.seconds.items()
     ]
+
+
+def _trials(report: Report) -> list[Bar]:
+    """The plans that were tried, the smallest first: what each takes, and what it is worth."""
+    longest = max((one.latency_ms or 0 for one in report.trials), default=0.0)
+    chosen = report.ratio.removed if report.ratio else None
+    bars = []
+    for one in sorted(report.trials, key=lambda one: one.removed):
+        said = []
+        if one.latency_ms is not None and one.speedup is not None:
+            length = _share(one.latency_ms, longest)
+            said.append(f"{one.latency_ms:#.3g} ms, {one.speedup:.2f}x as fast")
+        if one.quality is not None and report.metric is not None:
+            length = 100 * min(max(one.quality, 0), 1) if report.metric.unit == "%" else 0.0
+            said.append(f"{report.metric.shown(one.quality)} on the validation split")
+        said += ["chosen"] if one.removed == chosen else []
+        bars.append(Bar(f"{100 * one.removed:.1f} % removed", 0.0, length, ", ".join(said)))
+    return bars
 
 
 def _exports(report: Report) -> list[tuple[str, ...]]:

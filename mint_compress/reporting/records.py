@@ -245,6 +245,27 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A plan that was tried before one was chosen.
+
+    Attributes
+    ----------
+    removed, macs_removed
+        Shares of the parameters and of the MACs that it takes.
+    quality
+        The metric on the validation split after the repair; None where it was not measured.
+    latency_ms, speedup
+        Median of the export, and that of the original over it; None where they were not measured.
+    """
+
+    removed: float
+    macs_removed: float
+    quality: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds per batch: median and percentiles of so many runs; ``p99`` is None where they are few."""
 

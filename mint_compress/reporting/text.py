@@ -122,7 +122,7 @@ def _summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "Receipt", _receipt_line(report.receipt)
     yield "Parity", _parity_line(report.parity)
     yield from _latency_lines(report.latency_ms)
-    yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider)
+    yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider) + _asked_speed(report)
     yield from _int8_lines(report.metric, report.int8)
     yield "Written", _files_line(report.files)
 
@@ -221,6 +221,16 @@ def _speedup_line(speedup: float | None, macs_ratio: float | None, provider: str
         return "not measured"
     promised = "" if macs_ratio is None else f" (MACs ratio {macs_ratio:.2f}x)"
     return f"{speedup:.2f}x{promised} on {provider or 'an unknown provider'}"
+
+
+def _asked_speed(report: Report) -> str:
+    """What was asked for, where it was speed."""
+    said = [
+        f"{report.settings[name]:g}{unit}"
+        for name, unit in (("speedup", "x"), ("latency", " ms"))
+        if report.settings.get(name) is not None
+    ]
+    return f", asked {' and '.join(said)}" if said else ""
 
 
 def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tuple[str, str]]:

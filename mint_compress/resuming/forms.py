@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from mint_compress.graph.groups import ChannelGroup
+from mint_compress.planning.planned import Planned
+from mint_compress.reporting.records import Trial
 from mint_compress.scoring.scores import ChannelScores
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.tasks.protocol import Measurement
@@ -45,17 +47,19 @@ def _measurement(value: Any, _: Tensors) -> Measurement:
 MEASUREMENT = Form[Measurement](lambda one: (asdict(one), {}), _measurement)
 
 
-def plan_of(groups: Sequence[ChannelGroup]) -> Form[tuple[PruningPlan, list[ChannelGroup]]]:
+def plan_of(groups: Sequence[ChannelGroup]) -> Form[Planned]:
     """A plan, and the channel groups as they are once it has stood its trial: some are left alone then."""
 
-    def write(result: tuple[PruningPlan, list[ChannelGroup]]) -> tuple[Any, Tensors]:
-        plan, tried = result
-        return {"plan": plan.to_dict(), "left alone": {g.name: g.reason for g in tried if not g.prunable}}, {}
+    def write(result: Planned) -> tuple[Any, Tensors]:
+        left_alone = {g.name: g.reason for g in result.groups if not g.prunable}
+        trials = [asdict(trial) for trial in result.trials]
+        return {"plan": result.plan.to_dict(), "left alone": left_alone, "trials": trials}, {}
 
-    def read(value: Any, _: Tensors) -> tuple[PruningPlan, list[ChannelGroup]]:
+    def read(value: Any, _: Tensors) -> Planned:
         reasons = value["left alone"]
         tried = [g.left_alone(reasons[g.name]) if g.prunable and g.name in reasons else g for g in groups]
-        return PruningPlan.from_dict(value["plan"]), tried
+        trials = tuple(Trial(**trial) for trial in value["trials"])
+        return Planned(PruningPlan.from_dict(value["plan"]), tried, trials)
 
     return Form(write, read)
 

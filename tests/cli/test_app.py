@@ -79,7 +79,10 @@ def error(*args: str) -> str:
             "model.pt --ratio 0.5 -o out.onnx --estimator gim",
             "Unknown estimator 'gim'. Choose from: ",
         ),
-        ("model.pt --ratio 0.5 -o out.onnx --cost x", "Unknown cost 'x'. Choose from: params, macs, both."),
+        (
+            "model.pt --ratio 0.5 -o out.onnx --cost x",
+            "Unknown cost 'x'. Choose from: params, macs, both, latency.",
+        ),
         ("model.pt --ratio 0.5 -o out.onnx --device tpu", "Unknown device 'tpu'. Choose from:"),
         ("model.pt --ratio 0.5 -o out.onnx --data gone/", "No such data: 'gone/'."),
         (
@@ -159,6 +162,11 @@ def test_a_share_of_macs_reaches_compress(folder: Path, seen: dict[str, Any]) ->
     assert seen["settings"] == Settings.of(macs_ratio=0.4)
 
 
+def test_a_speed_reaches_compress(folder: Path, seen: dict[str, Any]) -> None:
+    assert invoke("model.pt", "--speedup", "2", "--latency", "3.5", "-o", "out.onnx").exit_code == 0
+    assert seen["settings"] == Settings.of(speedup=2.0, latency=3.5)
+
+
 @pytest.mark.parametrize("name", ["--blocks", "--groups"])
 def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name: str) -> None:
     args = (
@@ -169,7 +177,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --int8 --resume --workers 3"
+        "--dynamic-size --int8 --resume --workers 3 --max-drop 1"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -189,7 +197,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
             "seed": 11,
             "augment": False,
         },
-        **{"workers": 3},
+        **{"workers": 3, "speedup": None, "latency": None, "max_drop": 1.0},
     }
     assert seen["settings"].flat() == expected
     assert (seen["data"], seen["plan"]) == ("digits", Path("model.pt"))

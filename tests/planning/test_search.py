@@ -399,7 +399,7 @@ def test_a_plan_deeper_than_json_reads_is_refused() -> None:
         ({"ratio": 0.5, "upper_limit": 0}, "upper-limit must lie between 0 and 1, not 0"),
         ({"ratio": 0.5, "upper_limit": 1.1}, "upper-limit must lie between 0 and 1, not 1.1"),
         ({"ratio": 0.5, "round_to": 0}, "round-to must be a whole number, at least 1, not 0"),
-        ({"ratio": 0.5, "cost": "latency"}, "Unknown cost 'latency'. Choose from: params, macs, both."),
+        ({"ratio": 0.5, "cost": "time"}, "Unknown cost 'time'. Choose from: params, macs, both, latency."),
     ],
 )
 def test_budgets_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The README says what is true: its commands, its Python and its table of options."""
+"""The README and the pages of docs/ say what is true: commands, Python, the table of options, links."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,30 @@ from mint_compress.cli.options import table as options_table
 from mint_compress.reporting.records import ReceiptCounts
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
 QUICK_START = "mint-compress vgg16.pt --ratio 0.75 -o vgg16_small.onnx --data digits"
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = re.findall(r"mint-compress [^`\n]*|--[a-z-]+ [^`\n]*", README)
+COMMANDS = re.findall(r"mint-compress [^`\n]*", re.sub(r"\\\n +", "", ALL))  # lines that go on, as one
+
+
+def python(page: str) -> list[str]:
+    """The blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+
+
+LIBRARY = [*python("README.md"), *python("docs/library.md")]
 
 
 # Commands
 
 
 def test_the_quick_start_is_what_make_demo_shows_and_runs() -> None:
-    assert f"\n```\n{QUICK_START}\n```\n" in README
+    for page in ("README.md", "docs/get-started.md"):
+        assert f"\n```\n{QUICK_START}\n```\n" in PAGES[page]
     demo = (ROOT / "Makefile").read_text().split("\ndemo:", 1)[1].split("\n\n", 1)[0]
     shown, run = [line for line in demo.splitlines() if QUICK_START in line]
     assert shown == f"\t@echo '$$ {QUICK_START}'"
@@ -45,44 +58,65 @@ def test_the_quick_start_is_what_make_demo_shows_and_runs() -> None:
 
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"\bmake (\w+) +#", README)
+    targets = re.findall(r"\bmake (\w+) +#", ALL)
     assert targets == ["demo", "test"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 def test_every_command_line_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = {line for line in COMMANDS if line.startswith("mint-compress ") and ".onnx" in line}
-    assert len(lines) == 5
+    lines = {line.partition(" > ")[0] for line in COMMANDS if ".onnx" in line}
+    assert len(lines) > 12
     for line in lines:
         # the options are understood: what is missing is the model alone
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 2
-        assert re.match("Error: No such (model|export) file: '(vgg16|OUT)", result.stderr), line
+        assert re.match(r"Error: No such (model|export) file: '[\w.-]+'", result.stderr), line
 
 
 def test_the_extras_and_the_licence_are_those_of_the_package() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", README) for extra in group.split(",")}
+    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", ALL) for extra in group.split(",")}
     assert named == set(project["optional-dependencies"])
     assert project["license"] == "Apache-2.0" and "Apache-2.0." in README
-    assert project["version"] == mint_compress.__version__ == version("mint-compress")
+
+
+def test_the_version_stands_in_one_place_and_has_its_heading_in_the_changelog() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mint_compress.__version__"}
+    assert mint_compress.__version__ == version("mint-compress"), "install again: pip install -e ."
+    released = re.findall(
+        r"^## (\d[\w.]*) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert released[0] == mint_compress.__version__
+
+
+def test_the_links_lead_somewhere() -> None:
+    found = 0
+    for name, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
+            place = "".join(link).partition("#")[0]
+            if place and not place.startswith("http"):
+                assert (ROOT / name).parent.joinpath(place).exists(), (name, place)
+                found += 1
+    assert found > 30
 
 
 # Options
 
 
 def test_the_table_of_options_is_made_from_the_settings() -> None:
-    section = README.split("## Options", 1)[1].split("\n## ", 1)[0]
-    assert f"\n\n{options_table()}\n" in section
+    assert f"\n\n{options_table()}\n" in PAGES["docs/options.md"]
 
 
 def test_every_option_that_the_text_names_is_one() -> None:
     commands = main.commands.values()  # type: ignore[attr-defined]
     known = {name for one in commands for p in one.params for name in (*p.opts, *p.secondary_opts)}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README))
+    # the page of results is checked against what writes it, and gives the options of the examples
+    text = "\n".join(page for name, page in PAGES.items() if name != "docs/results.md")
+    text = re.sub(r"^.*\bpython [\w/]+\.py.*$", "", text, flags=re.MULTILINE)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text))
     # pip's, torchrun's and accelerate's
     named -= {"--help", "--no-deps", "--nproc-per-node", "--multi", "--cpu"}
     assert named <= known and len(named) > 30
@@ -92,8 +126,8 @@ def test_every_option_that_the_text_names_is_one() -> None:
 
 
 def test_the_python_names_what_exists() -> None:
-    assert len(PYTHON) == 4
-    for block in PYTHON:
+    assert len(LIBRARY) == 4
+    for block in [block for page in PAGES for block in python(page)]:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "mint_compress":
                 assert all(alias.name in mint_compress.__all__ for alias in node.names)
@@ -106,7 +140,7 @@ def test_the_python_names_what_exists() -> None:
 
 
 def test_the_library_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small network under the README's file name, and short stages."""
+    """The first two, with a small network under the file name that they give, and short stages."""
     from mint_compress.zoo import BUILDERS
 
     torch.save(BUILDERS["mlp"]().state_dict(), tmp_path / "vgg16.pt")
@@ -118,8 +152,8 @@ def test_the_library_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(mint_compress, "compress", quick)
     names: dict[str, Any] = {}
-    for block in PYTHON[:2]:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in LIBRARY[:2]:
+        exec(compile(block, "docs/library.md", "exec"), names)
     report = json.loads((tmp_path / "vgg16_small.json").read_text())
     assert names["report"].to_dict() == report
     assert report["ratio"]["asked"] == 0.75 and report["quality"]["repaired"] is not None
@@ -131,7 +165,7 @@ def test_the_block_of_stages_runs_as_printed(tmp_path: Path, monkeypatch: pytest
     model = Chain(32, 32).eval()
     names: dict[str, Any] = {"model": model, "example_inputs": images("chain")}
     names["batches"] = [arrays().calibration(64, seed=0)]
-    exec(compile(PYTHON[2], "README.md", "exec"), names)
+    exec(compile(LIBRARY[2], "docs/library.md", "exec"), names)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, names["small"]))
     assert after <= before / 2 and names["receipt"].counted == ReceiptCounts(after, None, after)
     assert names["parity"].max_rel < 1e-4 and (tmp_path / "small.onnx").is_file()
@@ -140,7 +174,7 @@ def test_the_block_of_stages_runs_as_printed(tmp_path: Path, monkeypatch: pytest
 def test_the_importance_block_runs_as_printed() -> None:
     names: dict[str, Any] = {"model": Chain().eval(), "example_inputs": images("chain")}
     names["batches"] = [arrays().calibration(32, seed=0)]
-    exec(compile(PYTHON[3], "README.md", "exec"), names)
+    exec(compile(LIBRARY[3], "docs/library.md", "exec"), names)
     assert names["model"].conv1.out_channels == 3 and names["model"].fc.out_features == 4
 
 

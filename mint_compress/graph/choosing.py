@@ -79,12 +79,13 @@ def chosen(
 
 
 def _with_tied(reference: Reference, groups: Sequence[ChannelGroup]) -> Sequence[ChannelGroup]:
-    """The groups; those that can lose channels only together as one."""
-    for joined in (g for g in proved(reference, tied(reference, groups)) if g.prunable):
-        makers = set(joined.producers)
-        first = next(i for i, g in enumerate(groups) if makers & set(g.producers))
-        others = [g for g in groups if not makers & set(g.producers)]
-        groups = [*others[:first], joined, *others[first:]]
+    """The groups; those that can lose channels only together, or in pairs, as one."""
+    for pairing in (False, True):
+        for joined in proved(reference, tied(reference, groups, pairing=pairing)):
+            makers = set(joined.producers)
+            own = [i for i, g in enumerate(groups) if makers & set(g.producers)]
+            if joined.prunable:
+                groups = [g if i != own[0] else joined for i, g in enumerate(groups) if i not in own[1:]]
     return groups
 
 

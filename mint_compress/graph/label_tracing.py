@@ -101,9 +101,11 @@ class Recorder:
     shapes
         Whether what the network takes from the shapes of tensors is followed as well: it is then given
         tuples in their place.
+    pairing
+        Whether channels that are laid out in rows go together with those at the same place of other rows.
     """
 
-    def __init__(self, model: nn.Module, *, shapes: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, shapes: bool = False, pairing: bool = False) -> None:
         self._model = model
         self._needs_labels: str | None = None
         self._unsliceable: dict[str, str] = {}
@@ -115,7 +117,8 @@ class Recorder:
                 self._layers[module] = name
         self.paused_by = 0
         self.owner = {id(p): m for m in self._layers for p in m.parameters()}
-        self.labels = Labels({n: p for n, p in model.named_parameters() if id(p) not in self.owner})
+        bare = {n: p for n, p in model.named_parameters() if id(p) not in self.owner}
+        self.labels = Labels(bare, pairing=pairing)
         self.units = self.labels.units
         varying = self.units.varying if shapes else None
         self._sizes = WatchingSizes(self.labels.of, lambda: self.paused_by > 0, varying)

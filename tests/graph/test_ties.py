@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from networks import conv
+from networks import build, conv, images
 from torch import Tensor, nn
 
 from mint_compress.graph.finding import after_trial, find_groups
@@ -92,3 +92,34 @@ def test_sizes_that_are_followed_are_shapes_all_the_same() -> None:
     recorder = Recorder(Asking().eval(), shapes=True)
     recorder.run((noise(),))
     assert {t.layer for t in recorder.touches} == {"one", "two"}
+
+
+def test_shuffled_channels_go_in_pairs_and_as_many_of_the_others() -> None:
+    """One half is shuffled with what comes of the other: at the same place of both, and by rank in the other."""
+    model, x = build("shuffled").double(), images("shuffled").double()
+    groups = find_groups(model, x)
+    (group,) = (g for g in groups if g.name == "stem")
+    assert group.prunable and group.producers == ("stem", "inner2")
+    places = {(m.layer, m.side): m.positions.tolist() for m in group.members}
+    assert places["stem", "out"][:4] == places["inner2", "out"] == [0, 1, 2, 3]
+    assert places["after", "in"] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [own.tolist() for own, _ in group.shares] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    plan = make_plan(groups, {"stem": np.isin(np.arange(8), [0, 2, 6, 7])}, asked=None)
+    small, deaf = prune_(copy.deepcopy(model), plan), copy.deepcopy(model)
+    with torch.no_grad():
+        deaf.inner1.weight[:, [2, 3]] = 0  # type: ignore[union-attr, index]
+        deaf.after.weight[:, [0, 1, 4, 5]] = 0  # type: ignore[union-attr, index]
+        torch.testing.assert_close(small(x), deaf(x))
+
+
+def test_units_of_shufflenet_are_followed_through_all_their_shuffles() -> None:
+    """A stage of four units, whose first half passes by every branch, as torchvision has it."""
+    from torchvision.models import ShuffleNetV2
+
+    torch.manual_seed(0)
+    model = ShuffleNetV2([1, 1, 4], [8, 8, 16, 32, 24], num_classes=3).eval()
+    groups = find_groups(model, torch.randn(1, 3, 64, 64))
+    (stage,) = (g for g in groups if g.name == "stage4.0.branch1.2")
+    assert stage.prunable and len(stage.producers) == 5
+    # what passes by every branch has two positions of 16 channels each, what is read first eight of two
+    assert [(len(own), share) for own, share in stage.shares] == [(2, 1), (2, 1), (4, 2), (8, 4)]

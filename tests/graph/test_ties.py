@@ -95,7 +95,7 @@ def test_sizes_that_are_followed_are_shapes_all_the_same() -> None:
 
 
 def test_shuffled_channels_go_in_pairs_and_as_many_of_the_others() -> None:
-    """One half is shuffled with what comes of the other: at the same place of both, and by rank in the other."""
+    """One half is shuffled with what comes of the other: in pairs there, and by rank in the other."""
     model, x = build("shuffled").double(), images("shuffled").double()
     groups = find_groups(model, x)
     (group,) = (g for g in groups if g.name == "stem")

@@ -101,6 +101,7 @@ def versions() -> dict[str, str]:
         "onnxruntime",
         "openvino",
         "nncf",
+        "executorch",
     )
     found = {"python": platform.python_version()}
     for name in names:

@@ -87,6 +87,7 @@ def test_metadata_names_the_licence_the_command_and_the_exporter(wheel: zipfile.
     assert dict(points["mint_compress.exporters"]) == {
         "onnx": "mint_exporters.onnx:OnnxExporter",
         "openvino": "mint_exporters.openvino:OpenVinoExporter",
+        "executorch": "mint_exporters.executorch:ExecuTorchExporter",
     }
 
 

@@ -14,7 +14,7 @@ from toydata import arrays
 from mint_compress import MintError, compress
 from mint_compress.exporting.protocol import find_exporter
 
-EXTRAS = {".xml": ("openvino", "openvino")}
+EXTRAS = {".xml": ("openvino", "openvino"), ".pte": ("executorch", "executorch")}
 """Suffix -> the package that is missing, and its extra."""
 
 
@@ -52,5 +52,5 @@ def test_int8_of_openvino_needs_nncf_as_well(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_unknown_suffix_lists_those_that_are_known() -> None:
-    with pytest.raises(MintError, match=r"No exporter writes 'a\.foo'\. .*\.onnx, .*\.xml"):
+    with pytest.raises(MintError, match=r"No exporter writes 'a\.foo'\. .*\.onnx, \.pte, \.xml"):
         find_exporter("a.foo")

@@ -38,9 +38,9 @@ def test_every_page_has_commands_and_names_its_results_after_itself() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """examples/, with digits as photographs of three classes and a ResNet-18 that has learnt nothing."""
+    """examples/, with digits as photographs of three classes and a MobileNet that has learnt nothing."""
     from sklearn.datasets import load_digits
-    from torchvision.models import resnet18
+    from torchvision.models import mobilenet_v3_small
 
     place = tmp_path_factory.mktemp("how_to") / "examples"
     shutil.copytree(ROOT / "examples", place)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15.9).astype("uint8")).convert("RGB").resize((64, 64)).save(file)
     torch.manual_seed(0)
-    torch.save(resnet18(num_classes=3).state_dict(), place / "resnet18.pt")
+    torch.save(mobilenet_v3_small(num_classes=3).state_dict(), place / "mobilenet.pt")
     return place
 
 

@@ -77,7 +77,7 @@ def examine(name: str, folder: Path, estimator: str, log: Log) -> tuple[nn.Modul
     batches = synthetic_images(IMAGES, shape, seed=0).split(IMAGES // 2)
     with log.step("analyse"):
         groups = mc.find_groups(model, batches[0][:1])
-        most = most_removed(groups)
+        most = most_removed(groups, mc.Budget(round_to=8))
     reachable = most.removed if most else 0.0
     # without the figures and names that follow in brackets
     reasons = Counter((g.reason or "").partition(" (")[0] for g in groups if not g.prunable)

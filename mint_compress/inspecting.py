@@ -92,7 +92,7 @@ class Inspection:
     parameters: int
     macs: int
     upper_limit: float
-    round_to: int
+    round_to: int | None
     most_ratio: float
     most_macs_ratio: float
     groups: tuple[InspectedGroup, ...]
@@ -119,7 +119,8 @@ class Inspection:
         yield "Parameters", f"{self.parameters:,}"
         yield "MACs", f"{self.macs:,} for one input of {'x'.join(map(str, self.input_shape))}"
         yield "Groups", f"{prunable} of {len(self.groups)} prunable"
-        bounds = f"with --upper-limit {self.upper_limit:g} --round-to {self.round_to}"
+        step = "" if self.round_to is None else f" --round-to {self.round_to}"
+        bounds = f"with --upper-limit {self.upper_limit:g}{step}"
         # rounded down: the ratio printed can be asked for
         most, macs = (math.floor(1000 * share) / 1000 for share in (self.most_ratio, self.most_macs_ratio))
         if not most:

@@ -75,7 +75,8 @@ class Budget(Group):
     upper_limit
         Largest share of one channel group's positions that may go.
     round_to
-        Widths kept are multiples of this where the layer is wider.
+        Widths kept are multiples of this where the layer is wider. None: of 8, or of 4, 2 or 1 where with 8
+        more would go than was asked, or less can.
     blocks
         Contiguous blocks per group, kept or removed whole; 0: one by one. Blocks are not rounded.
     cost
@@ -112,9 +113,10 @@ class Budget(Group):
         0.95, "Largest share of one layer's channels that may go; 1: no limit.", metavar="U", kind=float,
         rule=LIMIT, remedy="Give the share of a layer that may go at most; 1: no limit.",
     )  # fmt: skip
-    round_to: int = option(
-        8, "Keep widths that are multiples of N, where a layer is wider.", metavar="N", kind=int, rule=COUNT
-    )
+    round_to: int | None = option(
+        None, "Keep widths that are multiples of N, where a layer is wider.", metavar="N", kind=int,
+        rule=COUNT, default_text="8; 4, 2 or 1 where more would go than asked",
+    )  # fmt: skip
     blocks: int = option(
         0, "Blocks of channels that go as a whole, the paper's groups; 0: channels go one by one.",
         metavar="G", kind=int, rule=WHOLE, alias="groups",

@@ -21,7 +21,7 @@ from mint_compress.compression import _little_computed
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.planning.choices import make_plan
-from mint_compress.recovery import unrepaired
+from mint_compress.recovery import repaired_from_few, unrepaired
 from mint_compress.repair.compensation import Repair
 from mint_compress.reporting.records import Counts, ReceiptCounts, Share, Stages
 from mint_compress.surgery.pruning_plan import LayerCut
@@ -302,6 +302,13 @@ def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
     (note,) = unrepaired(plan, [])
     assert note.startswith("not repaired (") and note.endswith("): head")
     assert unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
+
+
+def test_a_repair_from_few_images_is_told() -> None:
+    repairs = [Repair("a", 0.5, 0.1, 1e-3, images=40), Repair("b", 0.5, 0.1, 1e-3, images=100)]
+    assert repaired_from_few(repairs, 80) == () and repaired_from_few([], 80) == ()
+    (note,) = repaired_from_few(repairs, 100)
+    assert note.startswith("some layers were repaired from 40 of the 100 calibration images")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class ExecuTorchExporter:
             self.open(draft)  # an operator that the runtime lacks is missed only here
             os.replace(draft, path)
         return ExportResult(path, _stored_matrices(lowered, path), _weights(program), (path,))
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what opens the files."""
+        return f"executorch {version('executorch')}"
 
     def open(self, path: Path, *, device: str = "auto", threads: int = 1) -> ExecuTorchSession:
         """Open ``path`` in ExecuTorch on "auto" or "cpu", which are the same; threads 0: every core.

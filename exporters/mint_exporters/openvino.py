@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mint_compress.nn.io import Inputs
 from mint_exporters.extras import require
 from mint_exporters.messages import one_line
 from mint_exporters.onnx import OnnxExporter
+from mint_exporters.onnx_layers import write_layer
 from mint_exporters.openvino_session import OpenVinoSession, runtime
 
 GROUPED = ("GroupConvolution", "GroupConvolutionBackpropData")
@@ -78,6 +80,19 @@ class OpenVinoExporter:
             No such file, not a file of OpenVINO's, or another device.
         """
         return OpenVinoSession(Path(path), device=device, threads=threads)
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what opens the files."""
+        return f"openvino {version('openvino')}"
+
+    def write_layer(self, layer: nn.Module, shape: tuple[int, ...], path: Path) -> bool:
+        """Write one layer without tracing it; see :func:`mint_exporters.onnx_layers.write_layer`."""
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder) / "layer.onnx"
+            if written := write_layer(layer, shape, draft):
+                _save(_read(draft), path)
+        return written
 
     def quantize(self, path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> None:
         """Write the file in eight bits; see :func:`mint_exporters.openvino_int8.quantized`."""

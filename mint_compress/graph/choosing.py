@@ -16,6 +16,7 @@ from mint_compress.graph.label_tracing import Recording
 from mint_compress.graph.permutation_check import map_faults
 from mint_compress.graph.reference import Reference
 from mint_compress.graph.removal_check import removable
+from mint_compress.graph.ties import tied
 from mint_compress.nn.counting import shared_parameters
 from mint_compress.progress import Progress
 
@@ -74,7 +75,18 @@ def chosen(
     instead = _proved_apart(reference, labels.groups(reference), ignored)
     if isinstance(instead, Refused):
         raise MintError("The network is too costly to analyse as a whole; prune its parts one by one.")
-    return Answer(instead.groups, labels.name, found.reason)
+    return Answer(_with_tied(reference, instead.groups), labels.name, found.reason)
+
+
+def _with_tied(reference: Reference, groups: Sequence[ChannelGroup]) -> Sequence[ChannelGroup]:
+    """The groups; those that can lose channels only together, or in pairs, as one."""
+    for pairing in (False, True):
+        for joined in proved(reference, tied(reference, groups, pairing=pairing)):
+            makers = set(joined.producers)
+            own = [i for i, g in enumerate(groups) if makers & set(g.producers)]
+            if joined.prunable:
+                groups = [g if i != own[0] else joined for i, g in enumerate(groups) if i not in own[1:]]
+    return groups
 
 
 def _right_as_a_whole(

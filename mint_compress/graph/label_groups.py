@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mint_compress.graph.engines import Found, Refused
@@ -39,11 +40,12 @@ def label_groups(recording: Recording) -> list[ChannelGroup]:
     """The channel groups, in the order of their first producers' calls; none of them is proved.
 
     What one layer gives belongs to one group, and so does whatever has a unit of one of these channels.
-    A position is a unit.
+    A position is a unit. What a call says is equally many belongs to one group as well, in parts.
     """
     units = [touch.units.numpy() for touch in recording.touches]
     made = [own for touch, own in zip(recording.touches, units, strict=True) if touch.side == "out"]
-    group_of = _components(made)
+    ties = [pair for pair in recording.written.ties if not torch.equal(*pair)]
+    group_of = _components([*made, *(torch.cat(pair).numpy() for pair in ties)])
     position = _positions(made, group_of)
     reasons = _reasons(recording.held, group_of)
     members: dict[int, list[Member]] = {}
@@ -55,7 +57,7 @@ def label_groups(recording: Recording) -> list[ChannelGroup]:
     for unit, group in group_of.items():
         by_group.setdefault(group, []).append(unit)
     widths = {group: len(own) for group, own in by_group.items()}
-    classes = _cut_alike(recording.parts, max(group_of, default=0) + 1)
+    classes = _cut_alike([*recording.parts, *ties], max(group_of, default=0) + 1)
     found = []
     for group, sides in members.items():
         name = next(m.layer for m in sides if m.side == "out")

@@ -57,10 +57,13 @@ class Labels:
     """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
 
     ``multiplied`` says whether channels were multiplied with channels, as in attention; ``parts`` are the
-    labels of what channels were cut into, a tensor a part, for every cut.
+    labels of what channels were cut into, a tensor a part, for every cut. With ``pairing``, channels that a
+    reshape lays out in rows, as a channel shuffle does, go together with those at the same place of the
+    other rows; ``paired`` says whether there were any.
     """
 
-    def __init__(self, bare: dict[str, nn.Parameter]) -> None:
+    def __init__(self, bare: dict[str, nn.Parameter], *, pairing: bool = False) -> None:
+        self.pairing, self.paired = pairing, False
         self.units = Units()
         self.multiplied = False
         self.parts: list[tuple[Tensor, ...]] = []
@@ -165,7 +168,24 @@ def _unchanged(store: Labels, func: Any, given: dict[str, Any], output: Any) -> 
 
 def _reshaped(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
     """The labels keep their order in memory."""
-    store.put(output, store.of(next(iter(given.values()))).reshape(output.shape))
+    labels = store.of(next(iter(given.values())))
+    laid_out = labels.reshape(output.shape)
+    if store.pairing:
+        store.paired |= _pair_rows(store.units, labels, laid_out)
+    store.put(output, laid_out)
+
+
+def _pair_rows(units: Units, labels: Tensor, laid_out: Tensor) -> bool:
+    """Where a dimension of channels becomes two, join along the shorter one; whether it does."""
+    varying = units.varying(laid_out)
+    for dim in range(min(labels.ndim, laid_out.ndim - 1)):
+        rows, columns = laid_out.shape[dim : dim + 2]
+        divided = labels.shape[:dim] == laid_out.shape[:dim] and labels.shape[dim] == rows * columns
+        if divided and {dim, dim + 1} <= varying:
+            along = dim if rows < columns else dim + 1
+            units.join(laid_out.narrow(along, 0, 1), laid_out)
+            return True
+    return False
 
 
 def _moved(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:

@@ -98,9 +98,14 @@ class Recorder:
     ----------
     model
         In eval mode, on the CPU.
+    shapes
+        Whether what the network takes from the shapes of tensors is followed as well: it is then given
+        tuples in their place.
+    pairing
+        Whether channels that are laid out in rows go together with those at the same place of other rows.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, shapes: bool = False, pairing: bool = False) -> None:
         self._model = model
         self._needs_labels: str | None = None
         self._unsliceable: dict[str, str] = {}
@@ -112,9 +117,11 @@ class Recorder:
                 self._layers[module] = name
         self.paused_by = 0
         self.owner = {id(p): m for m in self._layers for p in m.parameters()}
-        self.labels = Labels({n: p for n, p in model.named_parameters() if id(p) not in self.owner})
+        bare = {n: p for n, p in model.named_parameters() if id(p) not in self.owner}
+        self.labels = Labels(bare, pairing=pairing)
         self.units = self.labels.units
-        self._sizes = WatchingSizes(self.labels.of, lambda: self.paused_by > 0)
+        varying = self.units.varying if shapes else None
+        self._sizes = WatchingSizes(self.labels.of, lambda: self.paused_by > 0, varying)
         self._numbers: dict[Place, int] = {}
 
     @property
@@ -190,7 +197,12 @@ class Recorder:
             replace(e, labels=tuple(self.units.find(own) for own in e.labels)) for e in self._sizes.equations
         ]
         made = {t.layer: t.units for t in self._touches.values() if t.side == "out"} | self.labels.elements
-        return WrittenSizes(self._numbers, found, {name: self.units.find(own) for name, own in made.items()})
+        return WrittenSizes(
+            self._numbers | {place: own.shape[dim] for place, (own, dim) in self._sizes.shapes.items()},
+            found,
+            {name: self.units.find(own) for name, own in made.items()},
+            {place: (self.units.find(own), dim) for place, (own, dim) in self._sizes.shapes.items()},
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,18 @@ class Written(int):
     def __neg__(self) -> Written:
         """The number below zero, as a slice from the end has it."""
         return Written(-int(self), Formula(operation=operator.neg, parts=(self.formula,)))
+
+
+class WrittenShape(tuple[int, ...]):
+    """The shape of a tensor, some of its sizes numbers that remember it."""
+
+    def numel(self) -> int:
+        """Elements of a tensor of this shape."""
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return WrittenShape(found) if isinstance(found, tuple) else found
 
 
 def _arithmetic(operation: Callable[[int, int], int], *, reflected: bool) -> Callable[[Written, Any], Any]:

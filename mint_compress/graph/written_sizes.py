@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mint_compress.errors import our_own
 from mint_compress.graph.labels import compact
-from mint_compress.graph.written_numbers import Formula, Place, Written
+from mint_compress.graph.written_numbers import Formula, Place, Written, WrittenShape
 
 Gone = Mapping[tuple[str, str, Any, int], Sequence[int]]
 """Layer, kind, side and dimension -> the layer's own channels that go."""
@@ -39,6 +39,13 @@ def _left(labels: Tensor, dim: int, gone: Tensor) -> int:
     return len(bare) - int(empty.sum())
 
 
+def _along(labels: Tensor, dim: int) -> Tensor:
+    """All units that stand along a dimension."""
+    units = compact(labels, keep=(dim,)).unique()
+    real: Tensor = units[units > 0]
+    return real
+
+
 @dataclass(frozen=True, eq=False)
 class WrittenSizes:
     """The sizes among a network's attributes, and the equations that hold for them.
@@ -51,11 +58,15 @@ class WrittenSizes:
         Of the calls in which such numbers cut or reshaped channels.
     made
         Layer or bare parameter -> units of its output channels, or of its elements.
+    shapes
+        Numbers that are sizes of tensors -> their labels, and the dimension: what these say needs no
+        attribute.
     """
 
     values: Mapping[Place, int] = field(default_factory=dict)
     equations: Sequence[Equation] = ()
     made: Mapping[str, Tensor] = field(default_factory=dict)
+    shapes: Mapping[Place, tuple[Tensor, int]] = field(default_factory=dict)
 
     def after(self, gone: Gone) -> Sizes:
         """The attributes that change once these channels are gone, with what makes the equations hold.
@@ -66,12 +77,20 @@ class WrittenSizes:
         units = self._units(gone)
         asked = [(e.formula, e.left(units)) for e in self.equations] if len(units) else []
         asked = [*filter(self._changes, asked), *(one for one in asked if not self._changes(one))]
-        known: dict[Place, int] = {}
+        known = {place: _left(own, dim, units) for place, (own, dim) in self.shapes.items()}
         while found := next(self._settled(asked, known), None):
             known |= found
-        return _by_module(
-            {place: new for place, new in known.items() if new != self.values[place]}, self.values
-        )
+        set_anew = {place: new for place, new in known.items() if place not in self.shapes}
+        return _by_module({p: new for p, new in set_anew.items() if new != self.values[p]}, self.values)
+
+    @property
+    def ties(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Units along one tensor's dimension and along another's, which a call says are equally many."""
+        for equation in self.equations:
+            place = equation.formula.place
+            if place is not None and place in self.shapes:
+                labels, dim = self.shapes[place]
+                yield _along(labels, dim), torch.cat([_along(own, equation.dim) for own in equation.labels])
 
     def _changes(self, asked: tuple[Formula, int]) -> bool:
         return asked[0].value(self.values) != asked[1]
@@ -122,12 +141,20 @@ class WatchingSizes(TorchFunctionMode):
         The labels of a tensor.
     paused
         Whether a layer is at work, whose tensors are none of ours.
+    varying
+        The dimensions along which channels run, of labels; None: the sizes of tensors remember nothing.
     """
 
-    def __init__(self, labels_of: Callable[[Tensor], Tensor], paused: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        labels_of: Callable[[Tensor], Tensor],
+        paused: Callable[[], bool],
+        varying: Callable[[Tensor], set[int]] | None,
+    ) -> None:
         super().__init__()
-        self._labels_of, self._paused = labels_of, paused
+        self._labels_of, self._paused, self._varying = labels_of, paused, varying
         self.equations: list[Equation] = []
+        self.shapes: dict[Place, tuple[Tensor, int]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -139,7 +166,27 @@ class WatchingSizes(TorchFunctionMode):
                     shown = any(bool((compact(t) > 0).any()) for t in tensors)
                     if isinstance(number, Written) and shown:
                         self.equations.append(Equation(number.formula, tuple(tensors), dim))
+        if self._varying is not None and not self._paused() and _gives_sizes(func):
+            with our_own():
+                output = self._remembered(args[0], output, self._varying)
         return output
+
+    def _remembered(self, tensor: Tensor, given: Any, varying: Callable[[Tensor], set[int]]) -> Any:
+        """A size, or all of a tensor, of which those that count channels remember it."""
+        labels = self._labels_of(tensor)
+        along = varying(labels)
+        if not along or not isinstance(given, tuple):
+            return given
+        sizes = list(given)
+        for dim in along:
+            place = Place("", f"size {len(self.shapes)}")
+            self.shapes[place] = labels, dim
+            sizes[dim] = Written(sizes[dim], Formula(place))
+        return WrittenShape(sizes)
+
+
+def _gives_sizes(func: Any) -> bool:
+    return func is torch.Tensor.size or getattr(func, "__self__", None) is torch.Tensor.shape
 
 
 Found = Iterator[tuple[Any, list[Tensor], int]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from mint_compress.scoring.scores import ChannelScores
 from mint_compress.settings import Budget
 from mint_compress.surgery.pruning_plan import PruningPlan
 
+STEPS = (8, 4, 2, 1)
+"""Of widths, where none is asked for."""
+TOO_MUCH = 0.02
+"""The share beyond what was asked from which on a finer step of widths is tried."""
 HALVINGS = 16
 """Steps of the search for the least weight of the MACs that is enough."""
 Goals = tuple[int, int, float]
@@ -67,16 +71,22 @@ def plan(
         raise MintError("A budget is a share of the parameters, of the MACs, or both. Give one.")
     if times is None and (saving or budget.price == "latency"):
         raise MintError("What latency costs is not known. Give the times of the layers, or another --cost.")
-    candidates = [_within(g, scores.nats[g.name].cpu().numpy(), budget, times) for g in groups if g.prunable]
-    if not candidates:
+    if not any(g.prunable for g in groups):
         reasons = sorted({g.reason or "" for g in groups})
         raise MintError(f"No channel of this network can be removed: {'; '.join(reasons)[:300]}.")
     network = groups[0].network
     if budget.macs_ratio is not None and not network.macs:
         raise MintError("This network has no convolution or linear layer to count MACs of. Give --ratio.")
-    goals = _goal(budget.ratio, network.parameters), _goal(budget.macs_ratio, network.macs), saving
-    search = _Search(network, candidates, times)
-    most = search.gone([one.largest_mask() for one in candidates])
+    *coarser, finest = _roundings(budget)
+    for one in coarser:
+        chosen = _rounded(groups, scores, one, times, saving)
+        if isinstance(chosen, PruningPlan) and not _overshoots(chosen):
+            return chosen
+    chosen = _rounded(groups, scores, finest, times, saving)
+    if isinstance(chosen, PruningPlan):
+        return chosen
+    candidates, most = chosen
+    goals = _goals(network, finest, saving)
     limit = budget.upper_limit
     if budget.ratio is not None and most[0] < goals[0]:
         share = most[0] / network.parameters
@@ -84,17 +94,53 @@ def plan(
     if budget.macs_ratio is not None and most[1] < goals[1]:
         share = most[1] / network.macs
         raise MintError(unreachable(budget.macs_ratio, "MACs", share, limit, groups, candidates))
-    if times is not None and most[2] < saving:
-        raise MintError(
-            unreachable(saving / times.whole, "latency", most[2] / times.whole, limit, groups, candidates)
-        )
+    assert times is not None
+    raise MintError(
+        unreachable(saving / times.whole, "latency", most[2] / times.whole, limit, groups, candidates)
+    )
+
+
+def _roundings(budget: Budget) -> list[Budget]:
+    """The budget with the steps of widths to be tried, the coarsest first."""
+    if budget.round_to is not None:
+        return [budget]
+    return [replace(budget, round_to=step) for step in ((1,) if budget.blocks else STEPS)]
+
+
+def _overshoots(chosen: PruningPlan) -> bool:
+    """Whether so much more goes than was asked that a finer step would help."""
+    gone = [(before - after) / max(before, 1) for before, after in (chosen.parameters, chosen.macs)]
+    asked = zip(gone, (chosen.asked, chosen.asked_macs), strict=True)
+    return min((share - wanted for share, wanted in asked if wanted is not None), default=0.0) > TOO_MUCH
+
+
+def _rounded(
+    groups: Sequence[ChannelGroup],
+    scores: ChannelScores,
+    budget: Budget,
+    times: NetworkTimes | None,
+    saving: float,
+) -> PruningPlan | tuple[list[Candidate], Goals]:
+    """The plan with one step of widths; or what may go, and how much of what is asked that comes to."""
+    network = groups[0].network
+    candidates = [_within(g, scores.nats[g.name].cpu().numpy(), budget, times) for g in groups if g.prunable]
+    goals = _goals(network, budget, saving)
+    search = _Search(network, candidates, times)
+    most = search.gone([one.largest_mask() for one in candidates])
+    if any(gone < goal for gone, goal in zip(most, goals, strict=True)):
+        return candidates, most
     masks = search.masks(goals, PRICES[budget.price])
-    return make_plan(
+    chosen = make_plan(
         groups,
         {c.group.name: m for c, m in zip(candidates, masks, strict=True)},
         asked=budget.ratio,
         asked_macs=budget.macs_ratio,
     )
+    return replace(chosen, round_to=budget.round_to)
+
+
+def _goals(network: Network, budget: Budget, saving: float) -> Goals:
+    return _goal(budget.ratio, network.parameters), _goal(budget.macs_ratio, network.macs), saving
 
 
 def _goal(share: float | None, whole: int) -> int:
@@ -128,7 +174,7 @@ def _within(
 ) -> Candidate:
     """What may go of a group within the budget's bounds."""
     return candidate(
-        group, values, upper_limit=budget.upper_limit, round_to=budget.round_to, blocks=budget.blocks,
+        group, values, upper_limit=budget.upper_limit, round_to=budget.round_to or 1, blocks=budget.blocks,
         times=times,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ from mint_compress import processes
 from mint_compress.exporting.shipping import Shipment
 from mint_compress.nn.io import Inputs, split
 from mint_compress.planning.planned import Planned
+from mint_compress.planning.search import STEPS
 from mint_compress.reaching.loss import least_bad
 from mint_compress.reaching.planning import Planner
 from mint_compress.reaching.speed import fast_enough, network_times
@@ -31,7 +32,7 @@ def chosen_plan(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
         With the original's export, by which speed is measured.
     """
     budget = run.settings.budget
-    if budget.blocks and budget.round_to > 1:
+    if budget.blocks and (budget.round_to or 1) > 1:
         run.notes.append(f"--blocks {budget.blocks} keeps blocks whole: widths are not rounded")
     scores = run.once("scores", lambda: _scored(run, images), SCORES)
     planner, trials = Planner(run, scores, run.groups), tuple[Trial, ...]()
@@ -44,8 +45,15 @@ def chosen_plan(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
         plan, trials = least_bad(planner, images, budget)
     else:
         plan = planner.plan(budget)
+    if budget.round_to is None and not budget.blocks and plan.round_to in STEPS[1:]:
+        run.notes.append(
+            f"widths kept are multiples of {plan.round_to}: with multiples of {STEPS[0]} more would go than "
+            f"asked, or less can; --round-to {STEPS[0]} keeps to those"
+        )
     run.notes += _little_computed(plan, budget.price)
-    return Planned(processes.by_main(lambda: plan), planner.groups, trials)
+    plan = processes.by_main(lambda: plan)
+    layers = () if planner.times is None else planner.times.of_layers(run.groups[0].network, plan.gone)
+    return Planned(plan, planner.groups, trials, layers)
 
 
 def _scored(run: Run, images: Inputs) -> ChannelScores:

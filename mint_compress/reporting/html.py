@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mint_compress.reporting.records import ClassChange, HalfSideBySide, LayerChange, Metric, SideBySide
+from mint_compress.reporting.records import (
+    ClassChange,
+    HalfSideBySide,
+    LayerChange,
+    LayerTime,
+    Metric,
+    SideBySide,
+)
 from mint_compress.reporting.text import left_alone_lines
 
 if TYPE_CHECKING:
@@ -50,12 +57,19 @@ def report_page(report: Report) -> str:
         stages=_stages(report),
         layers=_layers(report.layers),
         classes=_classes(report.classes),
+        widths=_widths(report),
+        layer_ms=_layer_ms(report.layer_ms),
         trials=_trials(report),
         left_alone=list(left_alone_lines(report.left_alone)),
         seconds=_seconds(report),
         exports=_exports(report),
-        figures=json.dumps(report.to_dict(), indent=1, allow_nan=False),
+        figures=json.dumps(_without_pictures(report).to_dict(), indent=1, allow_nan=False),
     )
+
+
+def _without_pictures(report: Report) -> Report:
+    """The page has them already."""
+    return replace(report, disagreements=tuple(replace(one, image=None) for one in report.disagreements))
 
 
 def _headline(report: Report) -> Iterator[tuple[str, str]]:
@@ -117,6 +131,33 @@ def _seconds(report: Report) -> list[Bar]:
     return [
         Bar(stage, 0.0, _share(taken, longest), f"{taken:.1f} s") for stage, taken in report.seconds.items()
     ]
+
+
+def _widths(report: Report) -> list[Bar]:
+    """Output channels of each layer that loses some, before and after."""
+    cuts = [
+        cut for cut in (report.plan or {}).get("cuts", ()) if cut["side"] != "in" and cut["kind"] != "norm"
+    ]
+    longest = max((cut["total"] for cut in cuts), default=0)
+    bars = []
+    for cut in cuts:
+        before, after = cut["total"], cut["total"] - len(cut["removed"])
+        bars.append(
+            Bar(cut["layer"], _share(before, longest), _share(after, longest), f"{before:,} to {after:,}")
+        )
+    return bars
+
+
+def _layer_ms(layers: Sequence[LayerTime]) -> list[Bar]:
+    """Where the time goes in the runtime, before and after."""
+    longest = max((one.before for one in layers), default=0.0)
+    return [
+        Bar(
+            one.layer, _share(one.before, longest), _share(one.after, longest),
+            f"{one.before:#.3g} to {one.after:#.3g} ms",
+        )
+        for one in layers
+    ]  # fmt: skip
 
 
 def _trials(report: Report) -> list[Bar]:

@@ -185,6 +185,34 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """A test sample on which the compressed network does other than the original.
+
+    Attributes
+    ----------
+    index
+        Of the sample, as the data give them.
+    said
+        In what they differ.
+    image
+        A small picture of it as a ``data:`` URI; None where it is no image.
+    """
+
+    index: int
+    said: str
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Milliseconds of one layer alone, before and after, by the widths at which it was timed."""
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class LayerChange:
     """Weights between two layers, as in a paper's layer breakdown."""
 

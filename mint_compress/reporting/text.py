@@ -33,7 +33,10 @@ def as_text(result: object) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+    console = Console(
+        file=io.StringIO(), width=80, color_system=None, force_terminal=False,
+        force_jupyter=False,  # there rich would display, too, what is only captured here
+    )  # fmt: skip
     with console.capture() as capture:
         console.print(result)
     return capture.get()

@@ -52,8 +52,13 @@ def size_attributes(module: nn.Module) -> tuple[str, ...]:
 
 
 def may_shrink(module: nn.Module, attribute: str, value: Any) -> bool:
-    """Whether a module keeps a whole number, or several, of which ``value`` is a smaller one, or as many."""
+    """Whether a module keeps a whole number, or several, of which ``value`` is a smaller one, or as many.
+
+    Not a layer, whose sizes are all known: what else it keeps (a stride) is none.
+    """
     now = vars(module).get(attribute)
+    if any(isinstance(module, classes) for classes, _ in SIZES):
+        return False
     if isinstance(now, tuple | list):
         fits = isinstance(value, tuple | list) and len(value) == len(now)
         return fits and all(_is_smaller(v, n) for v, n in zip(value, now, strict=True))

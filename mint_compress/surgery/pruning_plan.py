@@ -47,6 +47,8 @@ class PruningPlan:
         (before, after) of the whole network; MACs of one sample.
     layers
         Layer -> (parameters before, after), for every layer that has any.
+    round_to
+        The step of widths that was kept, if one was.
     sizes
         Module -> attribute -> its new value, of sizes that modules keep and their forward passes read.
     """
@@ -60,6 +62,17 @@ class PruningPlan:
     layers: Mapping[str, tuple[int, int]] = field(repr=False)
     asked_macs: float | None = None
     sizes: Mapping[str, Mapping[str, int | list[int]]] = field(repr=False, default_factory=dict)
+    round_to: int | None = None
+
+    @property
+    def gone(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (input channels, output channels) that go; of a layer whose channels are both, outputs."""
+        counts: dict[str, tuple[int, int]] = {}
+        for cut in self.cuts:
+            inside, outside = counts.get(cut.layer, (0, 0))
+            gone = len(cut.removed)
+            counts[cut.layer] = (inside + gone, outside) if cut.side == "in" else (inside, outside + gone)
+        return counts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
@@ -118,6 +131,7 @@ class PruningPlan:
             layers,
             asked_macs,
             sizes,
+            None if data.get("round_to") is None else int(data["round_to"]),
         )
 
     def to_json(self) -> str:

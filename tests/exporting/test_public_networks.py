@@ -1,4 +1,4 @@
-"""Public networks in each runtime beside ONNX Runtime: every weight counted, outputs as PyTorch's."""
+"""Public networks in each runtime: every weight is counted, and the outputs are PyTorch's."""
 
 from __future__ import annotations
 

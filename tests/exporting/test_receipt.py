@@ -168,6 +168,23 @@ def test_layer_pairs_follow_the_calls_not_the_definition() -> None:
     )
 
 
+def test_parallel_heads_are_no_chain() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.deep = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.one, self.two, self.last = nn.Linear(4, 2), nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.wide(x) + self.deep(x)
+            return self.one(y), self.last(self.two(y))
+
+    rows = layer_counts(Heads(), Heads(), (torch.randn(1, 3),))
+    assert [row.pair for row in rows[:-1]] == [
+        "input - wide", "input - deep", "deep - one", "deep - two", "two - last",
+    ]  # fmt: skip
+
+
 def test_modules_that_the_forward_pass_does_not_reach(pruned: Branched, samples: torch.Tensor) -> None:
     assert never_run(pruned, (samples,)) == ("aux",)
 

@@ -21,6 +21,7 @@ from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.graph.label_tracing import Recorder
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.planning.choices import make_plan
+from mint_compress.surgery.layer_sizes import set_shapes_
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -204,12 +205,22 @@ def test_attributes_are_plain_numbers_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [{"": {"c": 7}}, {"": {"c": 0}}, {"": {"sizes": [3]}}, {"": {"training": 1}}, {"nothing": {"c": 3}}],
+    ("module", "sizes"),
+    [
+        ("", {"c": 7}),
+        ("", {"c": 0}),
+        ("", {"sizes": [3]}),
+        ("", {"training": 1}),
+        ("", {"_buffers": 1}),
+        ("one", {"stride": [1, 1]}),
+        ("nothing", {"c": 3}),
+    ],
 )
-def test_a_plan_sets_nothing_but_sizes(sizes: Any) -> None:
+def test_plans_and_files_set_nothing_but_sizes(module: str, sizes: Any) -> None:
     model = made(BySizes)
     plan = make_plan(find_groups(model, noise(1)), {"one": np.arange(16) < 1}, asked=None)
-    damaged = PruningPlan.from_dict({**plan.to_dict(), "sizes": sizes})
+    damaged = PruningPlan.from_dict({**plan.to_dict(), "sizes": {module: sizes}})
+    with pytest.raises(MintError, match=r"which is not a size of it|it has a layer 'nothing'"):
+        set_shapes_(model, {module: sizes})
     with pytest.raises(MintError, match="The plan sets sizes that the network does not have"):
         prune_(model, damaged)

@@ -21,7 +21,7 @@ from mint_compress.graph.groups import ChannelGroup
 from mint_compress.nn.counting import layer_macs, module_macs, parameters
 from mint_compress.nn.layers import CONVOLUTIONS
 from mint_compress.planning.choices import make_plan
-from mint_compress.planning.search import plan
+from mint_compress.planning.search import most_removed, plan
 from mint_compress.scoring.blocks import block_of
 from mint_compress.scoring.scores import ChannelScores
 from mint_compress.settings import Budget
@@ -418,3 +418,38 @@ def test_scores_that_do_not_fit_the_group(values: list[float]) -> None:
     groups = groups_of("chain")
     with pytest.raises(MintError, match="Group conv1 has 6 positions, but its scores"):
         plan(groups, scores(groups, conv1=values), Budget(0.3))
+
+
+def narrow() -> nn.Module:
+    """As wide as the P-Net of MTCNN: no layer has more than four steps of eight."""
+    layers = [nn.Conv2d(3, 10, 3), nn.PReLU(10), nn.Conv2d(10, 16, 3), nn.PReLU(16), nn.Conv2d(16, 32, 3)]
+    return nn.Sequential(*layers, nn.PReLU(32), nn.Conv2d(32, 6, 1)).eval()
+
+
+def test_a_narrow_network_gets_finer_steps_where_eight_would_take_too_much() -> None:
+    torch.manual_seed(0)
+    groups = find_groups(narrow(), torch.randn(1, 3, 12, 12))
+    given = scores(groups)
+    coarse = plan(groups, given, Budget(0.3, round_to=8))
+    chosen = plan(groups, given, Budget(0.3))
+    assert coarse.removed > 0.32 >= chosen.removed >= 0.3
+    assert coarse.round_to == 8 and chosen.round_to in (4, 2, 1)
+    # the coarsest that is near enough, and what nothing near enough can be found for as near as it gets
+    finer = {n: plan(groups, given, Budget(0.3, round_to=n)) for n in (4, 2, 1)}
+    assert chosen.round_to == next((n for n, p in finer.items() if p.removed <= 0.32), 1)
+    assert PruningPlan.from_json(chosen.to_json()).round_to == chosen.round_to
+    most = most_removed(groups, Budget(round_to=8))
+    assert most is not None
+    beyond = plan(groups, given, Budget(most.removed + 0.01))
+    assert beyond.removed >= most.removed + 0.01 and beyond.round_to is not None and beyond.round_to < 8
+    with pytest.raises(MintError, match="cannot go"):
+        plan(groups, given, Budget(most.removed + 0.01, round_to=8))
+
+
+def test_a_wide_network_keeps_multiples_of_eight() -> None:
+    torch.manual_seed(0)
+    layers = [part for i in range(8) for part in (nn.Conv2d(128 if i else 3, 128, 1), nn.ReLU())]
+    wide = nn.Sequential(*layers, nn.Conv2d(128, 6, 1))
+    groups = find_groups(wide.eval(), torch.randn(1, 3, 8, 8))
+    chosen = plan(groups, scores(groups), Budget(0.4))
+    assert chosen.round_to == 8 and all(len(cut.kept) % 8 == 0 for cut in chosen.groups)

@@ -29,7 +29,7 @@ WORDS = {
 
 
 def test_every_page_has_commands_and_names_its_results_after_itself() -> None:
-    assert len(PAGES) == 8
+    assert len(PAGES) == 9
     written = [re.search(r"-o (\S+)", line) for lines in PAGES.values() for line in lines]
     names = [found[1] for found in written if found]
     assert len(names) == len(set(names)) >= 8  # all pages can be gone through in one folder
@@ -59,6 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_run(page: str, folder: Path) -> None:
+    if page == "openvino":
+        pytest.importorskip("nncf", reason="pip install 'mint-compress[openvino]'")
     for line in PAGES[page]:
         command, _, target = line.partition(" > ")
         first, *rest = shlex.split(command)

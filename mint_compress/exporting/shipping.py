@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from mint_compress.exporting.protocol import ExportResult, arrays, export, find_
 from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.exporting.samples import COUNT as SAMPLES
-from mint_compress.exporting.samples import Samples
-from mint_compress.files import parts_of, samples_of, sha256_of, writing
+from mint_compress.exporting.sampling import Sampler
+from mint_compress.files import parts_of, sha256_of, writing
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
 from mint_compress.reporting import Report
 from mint_compress.reporting.html import report_page
-from mint_compress.reporting.records import Latencies, Latency
+from mint_compress.reporting.records import Latencies
 from mint_compress.resuming.folder import Folder
 from mint_compress.settings import Benchmark, Budget, Export
 from mint_compress.surgery.pruning_plan import PruningPlan
@@ -184,38 +183,41 @@ def ship(
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
         provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle, *slow),
     )  # fmt: skip
+    device = report.machine.device if report.machine else "unknown"
+    sampler = Sampler(select(images, slice(SAMPLES)), how, receipt.parameters.after, device)
+    moves = sampler.beside(after.files, times.pruned, TOLERANCE, target.export)
+    report, more = _in_fewer_bits(report, after, shipment, sampler, int8=int8, fp16=fp16, progress=progress)
+    return _put_in_place(report, {**moves, **more, stage.tensors: target.tensors}, shipment.folder)
+
+
+def _in_fewer_bits(
+    report: Report,
+    after: ExportResult,
+    shipment: Shipment,
+    sampler: Sampler,
+    *,
+    int8: Judged | None,
+    fp16: Judged | None,
+    progress: Progress | None,
+) -> tuple[Report, dict[Path, Path]]:
+    """Make and measure the further files that are wanted; the report, and where files are to go."""
+    stage, target, how = shipment.folder.stage, shipment.folder.target, sampler.how
     moves: dict[Path, Path] = {}
-    keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
-    moves |= _with_samples(keep, after.files, times.pruned, TOLERANCE, target.export)
     if int8 is not None:
         beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
         said = remarks("int8", beside.float_pruned, beside.int8_pruned, int8.task.metric)
         report = replace(report, int8=beside, notes=(*report.notes, *said))
         taken = beside.int8_pruned.latency_ms
-        moves |= _with_samples(keep, parts_of(stage.int8), taken, INT8_TOLERANCE, target.int8)
-    if fp16 is not None and (why := why_not_halved(after.path, times.provider)):
+        moves |= sampler.beside(parts_of(stage.int8), taken, INT8_TOLERANCE, target.int8)
+    if fp16 is not None and (why := why_not_halved(after.path, report.provider or "")):
         report = replace(report, notes=(*report.notes, why))
     elif fp16 is not None:
         half = halved(shipment.original, after, stage.fp16, fp16, how, progress)
         said = remarks("fp16", half.float_pruned, half.fp16_pruned, fp16.task.metric)
         report = replace(report, fp16=half, notes=(*report.notes, *said))
         taken = half.fp16_pruned.latency_ms
-        moves |= _with_samples(keep, parts_of(stage.fp16), taken, FP16_TOLERANCE, target.fp16)
-    return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
-
-
-def _with_samples(
-    keep: Callable[[Sequence[Path], Latency, float], Samples],
-    files: Sequence[Path],
-    taken: Latency,
-    tolerance: float,
-    target: Path,
-) -> dict[Path, Path]:
-    """Write the samples of an export beside it; where its ``files`` and they are to go, to ``target``."""
-    made = samples_of(files[0])
-    with writing(samples_of(target)):
-        keep(files, taken, tolerance).write(made)
-    return {**{file: target.with_name(file.name) for file in files}, made: samples_of(target)}
+        moves |= sampler.beside(parts_of(stage.fp16), taken, FP16_TOLERANCE, target.fp16)
+    return report, moves
 
 
 def check_speed(times: BenchmarkResult, budget: Budget, *, force: bool) -> tuple[str, ...]:
@@ -248,25 +250,6 @@ def _parity_images(report: Report) -> int:
     """A large network says in few images whether it is the same: each gives many numbers to compare."""
     assert report.macs is not None
     return max(LEAST_PARITY_IMAGES, min(PARITY_IMAGES, int(PARITY_MACS / max(1, report.macs.after))))
-
-
-def _samples(
-    few: Inputs,
-    report: Report,
-    how: Benchmark,
-    parameters: int,
-    files: Sequence[Path],
-    taken: Latency,
-    tolerance: float,
-) -> Samples:
-    """What an export that is right gives for a few inputs, so that it can be verified elsewhere."""
-    session = find_exporter(files[0]).open(files[0], device=how.provider, threads=how.threads)
-    given = arrays(session, few)
-    return Samples(
-        given, tuple(session.run(given)), tuple(spec.name for spec in session.inputs),
-        {file.name: sha256_of(file) for file in files}, parameters, tolerance, taken.median,
-        session.provider, how.threads, how.batch, report.machine.device if report.machine else "unknown",
-    )  # fmt: skip
 
 
 def _export_or_keep(

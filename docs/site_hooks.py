@@ -13,6 +13,7 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 FRONT_PAGES = {
@@ -26,12 +27,17 @@ ROLE = re.compile(r":(?:func|class|mod|meth|data|attr):`~?([\w.]+)`")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Take in the pages that lie outside of docs/."""
+    """Take in the pages that lie outside of docs/, and the notebooks."""
     for name, source in FRONT_PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace('"docs/', '"').replace("](docs/", "](")
         for page, at_root in FRONT_PAGES.items():
             text = text.replace(f"]({at_root})", f"]({page})")
+        text = text.replace(".ipynb)", ".md)")
         files.append(File.generated(config, name, content=text))
+    for notebook in sorted((ROOT / "docs").rglob("*.ipynb")):
+        page, _ = MarkdownExporter().from_filename(str(notebook))  # with what it last printed; nothing is run
+        name = notebook.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+        files.append(File.generated(config, name, content=page))
     return files
 
 

@@ -26,9 +26,11 @@ from mint_compress.graph.input_groups import inputs_read
 from mint_compress.graph.plan_check import check_plan
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
+from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
 from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, to
 from mint_compress.nn.io import run as run_network
+from mint_compress.planning.planned import Planned
 from mint_compress.preflight import check_run
 from mint_compress.progress import Progress, StageClock
 from mint_compress.provenance import asked_for, described, found_out, machine, named_settings, versions
@@ -36,15 +38,19 @@ from mint_compress.reaching.chosen import chosen_plan
 from mint_compress.reaching.loss import check_drop
 from mint_compress.recovery import recovered
 from mint_compress.reporting import Report
-from mint_compress.reporting.records import Trial
+from mint_compress.reporting.records import Disagreement
 from mint_compress.resuming.forms import plan_of
 from mint_compress.resuming.state import kept_beside
 from mint_compress.run import Run
 from mint_compress.settings import CALIBRATION_IMAGES, Settings
 from mint_compress.surgery.pruning import prune_
 from mint_compress.surgery.pruning_plan import PruningPlan
+from mint_compress.training.disagreement import disagreements
 from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.tasks.finding import find_task
+
+LOOKED_AT, LEAST_LOOKED_AT, LOOKED_AT_MACS = 256, 16, 2e11
+"""Test samples among which those are sought on which the networks differ, and what that may cost."""
 
 
 @exhaustion_told()
@@ -118,7 +124,7 @@ def compress(
     given = None if plan is None else _read(plan)
     with kept_beside(target, resume=resume, dry_run=dry_run) as kept:
         if kept.folder is not None:
-            check_target(kept.folder, settings.benchmark.provider, int8=settings.export.int8)
+            check_target(kept.folder, settings.benchmark.provider, settings.export)
             kept.hold(asked_for(model, data, given, settings))
         run = replace(_opened(model, data, settings, progress), kept=kept)
         kept.begin(found_out(run.data, run.device), clock.seconds)
@@ -140,8 +146,8 @@ def compress(
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
             report, run.original, pruned, chosen, samples, shipment, how,
-            logits=run.task.logits if run.task else None, int8=_judged(run, pruned, samples),
-            budget=settings.budget, force=force, progress=progress,
+            logits=run.task.logits if run.task else None, budget=settings.budget, force=force,
+            progress=progress, **_judged(run, pruned, samples),
         )  # fmt: skip
         return pruned, report
 
@@ -208,16 +214,24 @@ def _pruned(
     run: Run, report: Report, images: Inputs, given: PruningPlan | None, shipment: Shipment | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
-    chosen, trials = given, tuple[Trial, ...]()
-    if chosen is None:
-        planned = run.once("plan", lambda: chosen_plan(run, images, shipment), plan_of(run.groups))
-        chosen, run.groups, trials = planned
+    planned = (
+        Planned(given, run.groups)
+        if given is not None
+        else run.once("plan", lambda: chosen_plan(run, images, shipment), plan_of(run.groups))
+    )
+    chosen, run.groups = planned.plan, planned.groups
     pruned = prune_(copied(run.original), chosen)
     if given is not None:
         check_plan(run.original, run.example, run.groups, chosen)
     run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
     sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
-    return pruned, chosen, replace(report, **vars(sizes), plan=chosen.to_dict(), trials=trials)
+    return (
+        pruned,
+        chosen,
+        replace(
+            report, **vars(sizes), plan=chosen.to_dict(), trials=planned.trials, layer_ms=planned.layer_ms
+        ),
+    )
 
 
 def _finished(
@@ -228,17 +242,32 @@ def _finished(
     report = replace(report, **recovered(run, pruned, chosen, images), notes=run.told)
     if run.task is not None:
         check_drop(run.task.metric, report.validation, run.settings.budget.max_drop)
+    if shipment is not None:
+        report = replace(report, disagreements=_disagreements(run, pruned))
     run.original.cpu().eval()
     return pruned.cpu().eval(), chosen, report
 
 
-def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> Judged | None:
-    """By what an int8 file is judged; None where none is wanted."""
-    if not run.settings.export.int8 or run.data is None or run.task is None:
-        return None
+def _disagreements(run: Run, pruned: nn.Module) -> tuple[Disagreement, ...]:
+    """Test samples on which the networks differ most; a large network is looked at on fewer."""
+    if (data := run.data) is None or (task := run.task) is None:
+        return ()
+    macs = module_macs(run.original, run.example).total
+    most = max(LEAST_LOOKED_AT, min(LOOKED_AT, int(LOOKED_AT_MACS / max(1, macs))))
+    return processes.by_main(
+        lambda: disagreements(run.original, pruned, data, task, device=run.device, look_at=most)
+    )
+
+
+def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> dict[str, Judged]:
+    """``int8`` and ``fp16``, where they are wanted -> by what such a file is judged."""
+    asked = run.settings.export
+    wanted = [kind for kind, on in (("int8", asked.int8), ("fp16", asked.fp16)) if on]
+    if not wanted or run.data is None or run.task is None:
+        return {}
     with torch.no_grad(), evaluating(pruned):
         like = run_network(pruned, select(samples, slice(1)))
-    return Judged(samples, run.data.test, run.task, like)
+    return dict.fromkeys(wanted, Judged(samples, run.data.test, run.task, like))
 
 
 def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:

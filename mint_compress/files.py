@@ -51,6 +51,21 @@ def writing(path: Path) -> Iterator[None]:
         raise MintError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+WEIGHTS_BESIDE = {".xml": ".bin"}
+"""Formats of two files: suffix of the export -> of the one with its weights, which is found by its name."""
+
+
+def parts_of(export: Path) -> tuple[Path, ...]:
+    """The files that an export consists of, itself first: OUT.xml has OUT.bin beside it."""
+    weights = WEIGHTS_BESIDE.get(export.suffix.lower())
+    return (export,) if weights is None else (export, export.with_suffix(weights))
+
+
+def size_of(export: Path) -> int:
+    """Bytes of an export, in all of its files."""
+    return sum(part.stat().st_size for part in parts_of(export))
+
+
 class Outputs(NamedTuple):
     """The files one run may write, all beside the export."""
 
@@ -58,6 +73,8 @@ class Outputs(NamedTuple):
     samples: Path
     int8: Path
     int8_samples: Path
+    fp16: Path
+    fp16_samples: Path
     tensors: Path
     report: Path
     page: Path
@@ -67,13 +84,13 @@ class Outputs(NamedTuple):
 def outputs(output: str | Path) -> Outputs:
     """Names of the files that belong to ``OUT.onnx``.
 
-    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, OUT.safetensors, OUT.json,
-    OUT.html and OUT.plan.json.
+    Itself and OUT.verify.npz, OUT.int8.onnx and OUT.int8.verify.npz, the same of fp16, OUT.safetensors,
+    OUT.json, OUT.html and OUT.plan.json.
     """
     path = Path(output)
-    int8 = path.with_suffix(f".int8{path.suffix}")
+    exports = (path, *(path.with_suffix(f".{kind}{path.suffix}") for kind in ("int8", "fp16")))
     rest = map(path.with_suffix, (".safetensors", ".json", ".html", ".plan.json"))
-    return Outputs(path, samples_of(path), int8, samples_of(int8), *rest)
+    return Outputs(*(file for export in exports for file in (export, samples_of(export))), *rest)
 
 
 def samples_of(export: Path) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mint_compress.errors import MintError
-from mint_compress.files import Outputs, check_file, hidden_folder, outputs, placing_mark
-from mint_compress.settings import Budget, Settings, combinations
+from mint_compress.files import Outputs, check_file, hidden_folder, outputs, parts_of, placing_mark
+from mint_compress.settings import Budget, Export, Settings, combinations
 
 
 def check_run(
@@ -46,6 +46,8 @@ def check_run(
         raise MintError("mean and std are what data are normalised with, and there are none. Give --data.")
     if settings.export.int8 and data is None:
         raise MintError("int8 takes the ranges of activations from real images. Give --data as well.")
+    if settings.export.fp16 and data is None:
+        raise MintError("fp16 is measured on test data, and there are none. Give --data as well.")
     _check_data(data)
     if isinstance(plan, (str, os.PathLike)):
         check_file("plan", os.fspath(plan))
@@ -53,7 +55,7 @@ def check_run(
         if resume:
             raise MintError("To resume, name the output of the run that was interrupted, as in small.onnx.")
         return None
-    _check_output(Path(output), model, dry_run=dry_run, force=force, resume=resume, int8=settings.export.int8)
+    _check_output(Path(output), model, settings.export, dry_run=dry_run, force=force, resume=resume)
     return outputs(Path(output))
 
 
@@ -128,7 +130,7 @@ def _check_data(data: object) -> None:
 
 
 def _check_output(
-    output: Path, model: object, *, dry_run: bool, force: bool, resume: bool, int8: bool
+    output: Path, model: object, export: Export, *, dry_run: bool, force: bool, resume: bool
 ) -> None:
     if output.name.startswith("."):
         raise MintError(f"Output {str(output)!r} has no name before the suffix, as in small{output.name}.")
@@ -139,7 +141,11 @@ def _check_output(
     if not os.access(output.parent, os.W_OK):
         raise MintError(f"Output folder {str(output.parent)!r} may not be written. Choose another one.")
     files = outputs(output)
-    exports = (files.export, files.samples, *((files.int8, files.int8_samples) if int8 else ()))
+    exports = (*parts_of(files.export), files.samples)
+    if export.int8:
+        exports += (*parts_of(files.int8), files.int8_samples)
+    if export.fp16:
+        exports += (*parts_of(files.fp16), files.fp16_samples)
     written = (files.plan,) if dry_run else (*exports, files.tensors, files.report, files.page)
     # a run that was killed while it put its files there may replace them
     force = force or (resume and placing_mark(hidden_folder(written[0])).exists())

@@ -99,6 +99,9 @@ def versions() -> dict[str, str]:
         "onnx",
         "onnxruntime-gpu",
         "onnxruntime",
+        "openvino",
+        "nncf",
+        "executorch",
     )
     found = {"python": platform.python_version()}
     for name in names:

@@ -11,7 +11,7 @@ from torch import nn
 from mint_compress.data.calibration_draw import first_inputs
 from mint_compress.data.data import Data
 from mint_compress.errors import ForeignError, first_line
-from mint_compress.nn.io import Inputs
+from mint_compress.nn.io import Inputs, count
 from mint_compress.repair.compensation import Repair, compensate_
 from mint_compress.reporting import ACCURACY
 from mint_compress.reporting.records import BeforeAfter, ClassChange, Stages
@@ -75,7 +75,8 @@ def _repair_(run: Run, pruned: nn.Module, plan: PruningPlan, images: Inputs) -> 
         return False
 
     def repair() -> bool:
-        run.notes += unrepaired(plan, refitted_(run, pruned, plan, images))
+        repairs = refitted_(run, pruned, plan, images)
+        run.notes += (*unrepaired(plan, repairs), *repaired_from_few(repairs, count(images)))
         return True
 
     return run.once("repair", repair, weights_of(pruned))
@@ -174,3 +175,14 @@ def unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:
     missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
     reason = "sharing a weight, transposed, or not a plain convolution or linear layer"
     return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()
+
+
+def repaired_from_few(repairs: Sequence[Repair], images: int) -> tuple[str, ...]:
+    """A line where a layer was fitted to less than half of the images."""
+    least = min((repair.images for repair in repairs), default=images)
+    if 2 * least >= images:
+        return ()
+    return (
+        f"some layers were repaired from {least} of the {images} calibration images: for more, activations "
+        "on the way take too much memory",
+    )

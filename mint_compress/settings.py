@@ -327,9 +327,12 @@ class Benchmark(Group):
     """How exported files are run and timed."""
 
     provider: str = option(
-        "auto", "Of ONNX Runtime.", metavar="auto|cpu|cuda", choices=("auto", "cpu", "cuda")
+        "auto",
+        "What the export's runtime computes on.",
+        metavar="auto|cpu|cuda",
+        choices=("auto", "cpu", "cuda"),
     )
-    threads: int = option(1, "Of ONNX Runtime.", metavar="N", kind=int, rule=COUNT)
+    threads: int = option(1, "Of the export's runtime.", metavar="N", kind=int, rule=COUNT)
     batch: int = option(
         1, "Images per run of the benchmark.", metavar="N", kind=int, rule=COUNT, name="bench_batch"
     )
@@ -347,6 +350,9 @@ class Export(Group):
     )
     int8: bool = option(
         False, "Also write OUT.int8.onnx, quantised on calibration images, and measure it beside float."
+    )
+    fp16: bool = option(
+        False, "Also write OUT.fp16.onnx in half precision and measure it, where the export runs on a GPU."
     )
 
 

@@ -14,7 +14,7 @@ from mint_compress.exporting.differences import Differences
 from mint_compress.exporting.samples import Samples
 from mint_compress.exporting.session import Session
 from mint_compress.exporting.timing import time_in_turn
-from mint_compress.files import check_file, samples_of, sha256_of
+from mint_compress.files import check_file, parts_of, samples_of, sha256_of
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import Latency
 from mint_compress.settings import Benchmark
@@ -98,8 +98,9 @@ def verify_export(
     path = Path(path)
     check_file("export", path)
     kept = Samples.read(samples_of(path))
+    parts = parts_of(path)  # which may be called otherwise by now
     for number, (name, wanted) in enumerate(kept.sha256.items()):
-        file = path.with_name(name) if number else path  # which may be called otherwise by now
+        file = parts[number] if number < len(parts) else path.with_name(name)
         check_file("export", file)
         if (found := sha256_of(file)) != wanted:
             raise CheckFailed(f"{file.name} is not the file that was made: SHA-256 {found}, not {wanted}.")

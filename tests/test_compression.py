@@ -17,11 +17,11 @@ from torch import nn
 from toydata import CLASSES, SHAPE, arrays, task
 
 from mint_compress import CheckFailed, MintError, PruningPlan, Report, compress, load
-from mint_compress.compression import _little_computed
 from mint_compress.graph.finding import find_groups
 from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.planning.choices import make_plan
-from mint_compress.recovery import unrepaired
+from mint_compress.reaching.chosen import little_computed
+from mint_compress.recovery import repaired_from_few, unrepaired
 from mint_compress.repair.compensation import Repair
 from mint_compress.reporting.records import Counts, ReceiptCounts, Share, Stages
 from mint_compress.surgery.pruning_plan import LayerCut
@@ -304,14 +304,21 @@ def test_a_layer_that_lost_inputs_and_was_not_repaired_is_named() -> None:
     assert unrepaired(plan, [Repair("head", 0.5, 0.1, 1e-3)]) == ()
 
 
+def test_a_repair_from_few_images_is_told() -> None:
+    repairs = [Repair("a", 0.5, 0.1, 1e-3, images=40), Repair("b", 0.5, 0.1, 1e-3, images=100)]
+    assert repaired_from_few(repairs, 80) == () and repaired_from_few([], 80) == ()
+    (note,) = repaired_from_few(repairs, 100)
+    assert note.startswith("some layers were repaired from 40 of the 100 calibration images")
+
+
 @pytest.mark.parametrize(
     ("macs", "cost", "said"), [(990, "both", True), (990, "macs", False), (800, "both", False)]
 )
 def test_a_network_that_gets_smaller_and_not_faster_is_noted(macs: int, cost: str, said: bool) -> None:
     plan = PruningPlan(0.75, 0.75, (400, 100), (1000, macs), (), (), {})
-    notes = _little_computed(plan, cost)
+    notes = little_computed(plan, cost)
     assert [n.startswith("75% of the parameters go, but 1.0% of the MACs: ") for n in notes] == [True] * said
-    assert _little_computed(replace(plan, asked_macs=0.01), cost) == ()
+    assert little_computed(replace(plan, asked_macs=0.01), cost) == ()
 
 
 class NoBackward(torch.autograd.Function):

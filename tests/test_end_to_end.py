@@ -39,7 +39,7 @@ KEYS = {
 TOP = (
     "format model seed command versions machine settings data ratio parameters macs task metric "
     "quality validation details classes layers left_alone receipt parity "
-    "latency_ms speedup macs_ratio provider int8 trials plan sha256 seconds notes"
+    "latency_ms speedup macs_ratio provider int8 fp16 trials layer_ms disagreements plan sha256 seconds notes"
 )
 
 

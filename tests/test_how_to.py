@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 COMMAND = re.compile(r"^```bash\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 PAGES = {
-    path.stem: COMMAND.findall(path.read_text(encoding="utf-8"))
+    path.stem: COMMAND.findall(path.read_text(encoding="utf-8").replace(" \\\n   ", ""))
     for path in sorted((ROOT / "docs" / "how-to").glob("*.md"))
     if path.stem != "index"
 }

@@ -84,7 +84,11 @@ def test_metadata_names_the_licence_the_command_and_the_exporter(wheel: zipfile.
     points = configparser.ConfigParser()
     points.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert dict(points["console_scripts"]) == {"mint-compress": "mint_compress.cli.app:main"}
-    assert dict(points["mint_compress.exporters"]) == {"onnx": "mint_exporters.onnx:OnnxExporter"}
+    assert dict(points["mint_compress.exporters"]) == {
+        "onnx": "mint_exporters.onnx:OnnxExporter",
+        "openvino": "mint_exporters.openvino:OpenVinoExporter",
+        "executorch": "mint_exporters.executorch:ExecuTorchExporter",
+    }
 
 
 def test_the_two_runtimes_are_never_required_together(wheel: zipfile.ZipFile) -> None:
@@ -122,7 +126,7 @@ def test_the_module_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"mint-compress, version {mint_compress.__version__}\n"
     usage = module("bench", "--help").stdout.splitlines()[0]
-    assert usage == "Usage: mint-compress bench [OPTIONS] A.onnx B.onnx"
+    assert usage == "Usage: mint-compress bench [OPTIONS] A.onnx B.xml ..."
 
 
 def test_the_module_refuses_bad_input_as_the_command_does() -> None:

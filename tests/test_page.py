@@ -61,6 +61,7 @@ def test_the_headline_and_every_section_say_what_the_report_says() -> None:
     assert "class 1 94.0 to 60.0 % of 1,000" in text and "class 2" not in text
     assert "its channel map failed the permutation check (2 groups): down1, down2" in text
     assert "75.1 % removed 3.10 ms, 4.03x as fast, chosen" in text
+    assert "Sample 3: class 1 became 2" in text
     assert "calibrate 12.5 s" in text and "1,024 calibration images." in text
     assert report.command is not None and report.command in text
 

@@ -14,6 +14,7 @@ from mint_compress.reporting.records import (
     ClassChange,
     Counts,
     DataFacts,
+    Disagreement,
     Latencies,
     Latency,
     LayerChange,
@@ -80,9 +81,12 @@ FULL = {
     "macs_ratio": 4.0,
     "provider": "CPUExecutionProvider",
     "int8": None,
+    "fp16": None,
     "trials": [
         {"removed": 0.7512, "macs_removed": 0.75, "quality": None, "latency_ms": 3.1, "speedup": 4.03}
     ],
+    "layer_ms": [],
+    "disagreements": [{"index": 3, "said": "class 1 became 2", "image": None}],
     "plan": {"format": 1, "groups": {"conv1": [0, 1]}},
     "sha256": {"out/small.onnx": "ab", "out/small.safetensors": "cd"},
     "seconds": {"calibrate": 12.5, "repair": 3.25},
@@ -120,7 +124,10 @@ EMPTY = {
     "macs_ratio": None,
     "provider": None,
     "int8": None,
+    "fp16": None,
     "trials": [],
+    "layer_ms": [],
+    "disagreements": [],
     "plan": None,
     "sha256": {},
     "seconds": {},
@@ -165,6 +172,7 @@ def full() -> Report:
         macs_ratio=4.0,
         provider="CPUExecutionProvider",
         trials=(Trial(0.7512, 0.75, latency_ms=3.1, speedup=4.03),),
+        disagreements=(Disagreement(3, "class 1 became 2"),),
         plan={"format": 1, "groups": {"conv1": [0, 1]}},
         sha256={"out/small.onnx": "ab", "out/small.safetensors": "cd"},
         seconds={"calibrate": 12.5, "repair": 3.25},
@@ -345,6 +353,13 @@ def test_it_fits_80_columns_and_has_no_colour_codes(full: Report) -> None:
     text = str(full)
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
+
+
+def test_nothing_is_displayed_in_a_notebook(full: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    assert "Parameters" in str(full) and not shown
 
 
 def test_a_colour_terminal_gets_the_same_words(full: Report) -> None:

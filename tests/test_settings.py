@@ -203,6 +203,8 @@ def test_outputs_share_the_stem() -> None:
         "a/b.v2.verify.npz",
         "a/b.v2.int8.onnx",
         "a/b.v2.int8.verify.npz",
+        "a/b.v2.fp16.onnx",
+        "a/b.v2.fp16.verify.npz",
         "a/b.v2.safetensors",
         "a/b.v2.json",
         "a/b.v2.html",

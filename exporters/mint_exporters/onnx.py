@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import tempfile
 import traceback
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,8 @@ from mint_compress.nn.io import Inputs, mapped, tensors
 from mint_exporters.messages import of_pytorch, one_line
 from mint_exporters.onnx_attention import FourDimensional
 from mint_exporters.onnx_outputs import name_outputs_, output_names
-from mint_exporters.onnx_session import OnnxSession, runtime_version
+from mint_exporters.onnx_session import CUDA, OnnxSession, runtime_version
+from mint_exporters.quiet import quiet
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,6 +36,7 @@ class OnnxExporter:
 
     name = "onnx"
     suffixes = (".onnx",)
+    half_providers = (CUDA,)
 
     def export(
         self,
@@ -109,6 +109,12 @@ class OnnxExporter:
 
         quantize(path, output, batches)
 
+    def halve(self, path: Path, output: Path) -> None:
+        """Write the file in half precision; see :func:`mint_exporters.onnx_fp16.halve`."""
+        from mint_exporters.onnx_fp16 import halve
+
+        halve(path, output)
+
 
 def _trace(
     model: nn.Module, example_inputs: Inputs, dynamic_size: bool
@@ -126,7 +132,7 @@ def _trace(
     for x in tensors(given):
         size = {2: "height", 3: "width"} if dynamic_size and x.ndim == IMAGES else {}
         dynamic[x] = {0: "batch", **size}
-    with on_cpu(model) as network, torch.no_grad(), _quiet(), FourDimensional():
+    with on_cpu(model) as network, torch.no_grad(), quiet(), FourDimensional():
         with _exporting(model):
             program = torch.onnx.export(
                 network,
@@ -246,15 +252,6 @@ def _stored_matrices(path: Path) -> dict[str, tuple[int, ...]]:
 
     collect(onnx.load(str(path), load_external_data=False).graph)
     return {name: shape for name, shape in stored.items() if len(shape) >= 2}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter warns of, logs and prints (whole graphs, when it fails) from the terminal."""
-    sink = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _root(error: BaseException) -> BaseException:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 from mint_compress.errors import MintError, our_own
 from mint_compress.exporting.session import Array
 from mint_exporters.messages import one_line
+from mint_exporters.quiet import quiet
 
 
 def quantize(path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> None:
@@ -39,7 +37,7 @@ def quantize(path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> 
     """
     import onnx
 
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         try:
             from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -68,16 +66,3 @@ class _Reader:
     def get_next(self) -> dict[str, Array] | None:
         with our_own():  # what makes the batches is no fault of ONNX Runtime
             return next(self.batches, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep its advice, written to the root logger, from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -213,31 +212,29 @@ def sweep(model: Path, data: str, output: Path, as_json: bool, quiet: bool, **gi
 
 
 @main.command(cls=SectionedCommand, context_settings=WIDE)
-@click.argument("a", metavar="A.onnx", type=FILE)
-@click.argument("b", metavar="B.onnx", type=FILE)
+@click.argument("exports", metavar="A.onnx B.xml ...", type=FILE, nargs=-1, required=True)
 @options(BENCH)
 def bench(
-    a: Path, b: Path, as_json: bool, quiet: bool, input_shape: tuple[int, ...] | None, seed: int, **given: Any
-) -> None:
-    """Time two exported models in turn: A B A B."""
+    exports: tuple[Path, ...], as_json: bool, quiet: bool, input_shape: tuple[int, ...] | None, seed: int,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Time exported models of any runtimes in turn: A B C A B C."""
     if not _speaks():
         return  # others would only disturb
-    for path in (a, b):
+    for path in exports:
         check_file("model", path)
     _check(BENCH["Benchmark"], given)
     settings = Settings(benchmark=Benchmark(**given)).replace(input_shape=input_shape, seed=seed)
     with working(quiet) as progress:
-        from mint_compress.exporting.benchmarking import benchmark_files
+        from mint_compress.exporting.comparison import compare_files
 
         progress(LOADING, 1, 1)
         with third_parties_silenced():
-            result = benchmark_files(
-                a, b, settings.benchmark, input_shape=input_shape, seed=seed, progress=progress
+            result = compare_files(
+                exports, settings.benchmark, input_shape=input_shape, seed=seed, progress=progress
             )
     if as_json:
-        times = {"original": asdict(result.original), "pruned": asdict(result.pruned)}
-        report = {"latency_ms": times, "speedup": result.speedup, "provider": result.provider}
-        click.echo(json.dumps(report, indent=2))
+        click.echo(json.dumps(result.to_dict(), indent=2))
     elif not quiet:
         click.echo(str(result))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -87,18 +87,29 @@ class Exporter(Protocol):
         """Open a file for running on "auto", "cpu" or "cuda"."""
 
 
+@runtime_checkable
+class NeedsPackages(Protocol):
+    """An exporter whose runtime is an extra, and may not be installed."""
+
+    def require(self, *, int8: bool = False) -> None:
+        """Raise MintError, naming the extra, where a package is missing that it needs."""
+
+
 def find_exporter(path: str | Path) -> Exporter:
     """Return the installed exporter whose suffix ``path`` has.
 
     Raises
     ------
     MintError
-        No exporter is installed, or none has this suffix; the message names the suffixes there are.
+        No exporter is installed, none has this suffix (the message names the suffixes there are), or its
+        runtime is not installed.
     """
     path = Path(path)
     exporters = _installed()
     for exporter in exporters:
         if path.name.lower().endswith(tuple(exporter.suffixes)):
+            if isinstance(exporter, NeedsPackages):
+                exporter.require()
             return exporter
     wanted = path.suffix.removeprefix(".") or "onnx"
     if not exporters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -10,11 +11,11 @@ import torch
 
 from mint_compress.data.datasets import Source
 from mint_compress.errors import MintError
-from mint_compress.exporting.protocol import ExportResult, arrays, find_exporter
+from mint_compress.exporting.protocol import ExportResult, NeedsPackages, arrays, find_exporter
 from mint_compress.exporting.session import Session
 from mint_compress.exporting.side_by_side import measured
 from mint_compress.exporting.timing import time_in_turn
-from mint_compress.files import writing
+from mint_compress.files import size_of, writing
 from mint_compress.nn.io import Inputs, count, select, split
 from mint_compress.progress import Progress
 from mint_compress.reporting.records import ExportFigures, Metric, SideBySide
@@ -42,17 +43,19 @@ def find_quantizer(path: Path) -> Quantizer:
     Raises
     ------
     MintError
-        It does not.
+        It does not, or what it needs for that is not installed.
     """
     exporter = find_exporter(path)
     if not callable(getattr(exporter, "quantize", None)):
         raise MintError(f"The exporter {exporter.name} does not write int8. Leave --int8 out.")
+    if isinstance(exporter, NeedsPackages):
+        exporter.require(int8=True)
     return cast("Quantizer", exporter)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """By what the int8 files are judged.
+    """By what the files in fewer bits are judged.
 
     Attributes
     ----------
@@ -99,33 +102,49 @@ def quantized(
         with writing(after):
             find_quantizer(before).quantize(before, after, given)
     tell("int8", 2, 2)
+    return SideBySide(**figures(paths, judged, how, progress))
+
+
+def figures(
+    paths: Mapping[str, Path], judged: Judged, how: Benchmark, progress: Progress | None = None
+) -> dict[str, ExportFigures]:
+    """Measure exports on the same data and time them in turn; the others are held against the first."""
     found = measured(
         {name: _opened(path, how, threads=0) for name, path in paths.items()},
         judged.source, judged.task, judged.like, progress,
     )  # fmt: skip
     sessions = [_opened(path, how, threads=how.threads) for path in paths.values()]
-    batch = arrays(sessions[0], select(few, torch.arange(how.batch) % count(few)))
+    batch = arrays(sessions[0], select(judged.images, torch.arange(how.batch) % count(judged.images)))
     times = time_in_turn(sessions, batch, seconds=how.seconds, progress=progress)
-    return SideBySide(
-        **{
-            name: ExportFigures(path.stat().st_size, *found[name], taken, times[0].median / taken.median)
-            for (name, path), taken in zip(paths.items(), times, strict=True)
-        }
-    )
+    return {
+        name: ExportFigures(size_of(path), *found[name], taken, times[0].median / taken.median)
+        for (name, path), taken in zip(paths.items(), times, strict=True)
+    }
 
 
-def remarks(found: SideBySide, metric: Metric) -> tuple[str, ...]:
-    """What should be known before the int8 file is shipped: that it loses much, or is no faster."""
+def remarks(kind: str, before: ExportFigures, after: ExportFigures, metric: Metric) -> tuple[str, ...]:
+    """What should be known before a file in fewer bits is shipped: that it loses much, or is no faster.
+
+    Parameters
+    ----------
+    kind
+        ``int8`` or ``fp16``.
+    before, after
+        The pruned network in float, and so.
+    metric
+        What its quality is measured in.
+    """
     said = []
-    before, after = found.float_pruned, found.int8_pruned
     if before.quality is not None and after.quality is not None:
         lost = before.quality - after.quality if metric.higher_is_better else after.quality - before.quality
-        if lost > (MUCH if metric.unit == "%" else MUCH * abs(before.quality)):
+        if not lost <= (MUCH if metric.unit == "%" else MUCH * abs(before.quality)):  # also where it is NaN
             change = metric.change(before.quality, after.quality)
-            said.append(f"int8 costs {metric.name}: {change} against the pruned network in float")
+            said.append(f"{kind} costs {metric.name}: {change} against the pruned network in float")
     faster = before.latency_ms.median / after.latency_ms.median
     if faster < 1:
-        said.append(f"int8 is slower than float on this machine, {faster:.2f}x: it may lack the instructions")
+        said.append(
+            f"{kind} is slower than float on this machine, {faster:.2f}x: it may lack the instructions"
+        )
     return tuple(said)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,13 +17,14 @@ from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
+from mint_compress.exporting.halving import FP16_TOLERANCE, find_halver, halved, why_not_halved
 from mint_compress.exporting.parity import TOLERANCE, check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
 from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.exporting.samples import COUNT as SAMPLES
 from mint_compress.exporting.samples import Samples
-from mint_compress.files import sha256_of, writing
+from mint_compress.files import parts_of, samples_of, sha256_of, writing
 from mint_compress.nn.copying import copied
 from mint_compress.nn.io import Inputs, count, select
 from mint_compress.progress import Progress
@@ -31,7 +32,7 @@ from mint_compress.reporting import Report
 from mint_compress.reporting.html import report_page
 from mint_compress.reporting.records import Latencies, Latency
 from mint_compress.resuming.folder import Folder
-from mint_compress.settings import Benchmark, Budget
+from mint_compress.settings import Benchmark, Budget, Export
 from mint_compress.surgery.pruning_plan import PruningPlan
 
 PARITY_IMAGES, LEAST_PARITY_IMAGES = 32, 7
@@ -122,6 +123,7 @@ def ship(
     *,
     logits: int | None = None,
     int8: Judged | None = None,
+    fp16: Judged | None = None,
     budget: Budget = Budget(),
     force: bool = False,
     progress: Progress | None = None,
@@ -146,8 +148,8 @@ def ship(
         To run and time the exports.
     logits
         As for :func:`mint_compress.exporting.parity.check_parity`.
-    int8
-        Quantise the export as well, and judge it by this.
+    int8, fp16
+        Write the export in fewer bits as well, and judge it by this.
     budget
         What was asked for; where that is speed, a network that is not faster is not written.
     force
@@ -182,21 +184,38 @@ def ship(
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
         provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle, *slow),
     )  # fmt: skip
-    moves = {made: target.export.with_name(made.name) for made in after.files}
+    moves: dict[Path, Path] = {}
     keep = partial(_samples, select(images, slice(SAMPLES)), report, how, receipt.parameters.after)
-    found = keep(after.files, times.pruned, TOLERANCE)
-    with writing(target.samples):
-        found.write(stage.samples)
-    moves[stage.samples] = target.samples
+    moves |= _with_samples(keep, after.files, times.pruned, TOLERANCE, target.export)
     if int8 is not None:
         beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
-        said = remarks(beside, int8.task.metric)
+        said = remarks("int8", beside.float_pruned, beside.int8_pruned, int8.task.metric)
         report = replace(report, int8=beside, notes=(*report.notes, *said))
-        found = keep((stage.int8,), beside.int8_pruned.latency_ms, INT8_TOLERANCE)
-        with writing(target.int8_samples):
-            found.write(stage.int8_samples)
-        moves |= {stage.int8: target.int8, stage.int8_samples: target.int8_samples}
+        taken = beside.int8_pruned.latency_ms
+        moves |= _with_samples(keep, parts_of(stage.int8), taken, INT8_TOLERANCE, target.int8)
+    if fp16 is not None and (why := why_not_halved(after.path, times.provider)):
+        report = replace(report, notes=(*report.notes, why))
+    elif fp16 is not None:
+        half = halved(shipment.original, after, stage.fp16, fp16, how, progress)
+        said = remarks("fp16", half.float_pruned, half.fp16_pruned, fp16.task.metric)
+        report = replace(report, fp16=half, notes=(*report.notes, *said))
+        taken = half.fp16_pruned.latency_ms
+        moves |= _with_samples(keep, parts_of(stage.fp16), taken, FP16_TOLERANCE, target.fp16)
     return _put_in_place(report, {**moves, stage.tensors: target.tensors}, shipment.folder)
+
+
+def _with_samples(
+    keep: Callable[[Sequence[Path], Latency, float], Samples],
+    files: Sequence[Path],
+    taken: Latency,
+    tolerance: float,
+    target: Path,
+) -> dict[Path, Path]:
+    """Write the samples of an export beside it; where its ``files`` and they are to go, to ``target``."""
+    made = samples_of(files[0])
+    with writing(samples_of(target)):
+        keep(files, taken, tolerance).write(made)
+    return {**{file: target.with_name(file.name) for file in files}, made: samples_of(target)}
 
 
 def check_speed(times: BenchmarkResult, budget: Budget, *, force: bool) -> tuple[str, ...]:
@@ -310,10 +329,10 @@ def _time_both(
     return benchmark(before, after, batch, seconds=how.seconds, progress=progress)
 
 
-def check_target(folder: Folder, provider: str, *, int8: bool = False) -> None:
+def check_target(folder: Folder, provider: str, wanted: Export) -> None:
     """Find out before anything is computed that there is an exporter, and that it runs on the provider.
 
-    With ``int8``, that they can be quantised.
+    Of int8 and fp16, where they are ``wanted``, that the exporter writes them.
 
     Raises
     ------
@@ -321,8 +340,10 @@ def check_target(folder: Folder, provider: str, *, int8: bool = False) -> None:
         There is no exporter for the suffix, or no such provider here.
     """
     exporter = find_exporter(folder.target.export)
-    if int8:
+    if wanted.int8:
         find_quantizer(folder.target.export)
+    if wanted.fp16:
+        find_halver(folder.target.export)
     if provider == "cuda" and processes.is_main():  # asked for by name; it may be there and not load
         probe = export(nn.Linear(1, 1), torch.zeros(2, 1), folder.stage.export)
         exporter.open(probe.path, device=provider)

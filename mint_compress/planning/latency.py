@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint_compress.graph.costs import Network
+from mint_compress.reporting.records import LayerTime
 
 Grid = NDArray[np.float64]
 
@@ -86,11 +87,16 @@ class NetworkTimes:
         """Milliseconds of all layers, each run alone."""
         return sum(times.whole for times in self.layers.values())
 
+    def of_layers(self, network: Network, removed: Mapping[str, tuple[int, int]]) -> tuple[LayerTime, ...]:
+        """Each layer with and without what goes, the slowest first."""
+        found = []
+        for name, times in self.layers.items():
+            inside, outside = removed.get(name, (0, 0))
+            shape = network.layers[name]
+            after = times.at(shape.inputs - inside, shape.outputs - outside)
+            found.append(LayerTime(name, times.whole, after))
+        return tuple(sorted(found, key=lambda one: -one.before))
+
     def saved(self, network: Network, removed: Mapping[str, tuple[int, int]]) -> float:
         """Milliseconds saved in the layers where so many (input, output) channels of them go."""
-        total = 0.0
-        for name, (inside, outside) in removed.items():
-            if (times := self.layers.get(name)) is not None:
-                shape = network.layers[name]
-                total += times.whole - times.at(shape.inputs - inside, shape.outputs - outside)
-        return total
+        return sum(one.before - one.after for one in self.of_layers(network, removed))

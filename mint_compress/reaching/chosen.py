@@ -50,8 +50,10 @@ def chosen_plan(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
             f"widths kept are multiples of {plan.round_to}: with multiples of {STEPS[0]} more would go than "
             f"asked, or less can; --round-to {STEPS[0]} keeps to those"
         )
-    run.notes += _little_computed(plan, budget.price)
-    return Planned(processes.by_main(lambda: plan), planner.groups, trials)
+    run.notes += little_computed(plan, budget.price)
+    plan = processes.by_main(lambda: plan)
+    layers = () if planner.times is None else planner.times.of_layers(run.groups[0].network, plan.gone)
+    return Planned(plan, planner.groups, trials, layers)
 
 
 def _scored(run: Run, images: Inputs) -> ChannelScores:
@@ -75,7 +77,7 @@ def _scored(run: Run, images: Inputs) -> ChannelScores:
     )  # fmt: skip
 
 
-def _little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
+def little_computed(plan: PruningPlan, cost: str) -> tuple[str, ...]:
     """A line where the network gets smaller and hardly faster, as long as something can be done about it."""
     parameters, macs = (1 - after / before for before, after in (plan.parameters, plan.macs))
     if cost in ("macs", "latency") or plan.asked_macs is not None or macs > parameters / 4:

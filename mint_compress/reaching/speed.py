@@ -147,12 +147,7 @@ class _Search:
         return 0.0 if plan is None else self._saved(plan)
 
     def _saved(self, plan: PruningPlan) -> float:
-        removed: dict[str, tuple[int, int]] = {}
-        for cut in plan.cuts:
-            inside, outside = removed.get(cut.layer, (0, 0))
-            gone = len(cut.removed)
-            removed[cut.layer] = (inside + gone, outside) if cut.side == "in" else (inside, outside + gone)
-        return self.times.saved(self.planner.groups[0].network, removed)
+        return self.times.saved(self.planner.groups[0].network, plan.gone)
 
     def _try(self, saving: float) -> _Round:
         plan = self.planner.plan(self.budget, saving=saving)

@@ -7,6 +7,7 @@ the *original* network's outputs (He et al., "Channel Pruning", ICCV 2017, eq. 4
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,6 +108,7 @@ def _repair_in_order_(
     A call is a layer's name and how many batches may have come there: the others begin later.
     """
     generator = torch.Generator().manual_seed(seed)
+    sizes = [count(of_batch(batch)) for batch in networks.batches]
     shortcuts = {name: layer.shortcut for name, layer in layers.items() if layer.shortcut is not None}
     repairs: list[Repair] = []
     visited = set[str]()
@@ -122,7 +124,8 @@ def _repair_in_order_(
                 continue  # a later call, which has the refitted weights
             visited.add(name)
             if same_positions(layers[name].module, pairs[0]):
-                repairs.append(refit_(layers[name], begun, networks, generator))
+                found = refit_(layers[name], begun, networks, generator)
+                repairs.append(replace(found, images=sum(sizes[:alive])))
             if progress:
                 progress("repair", len(visited), len(layers))
     return repairs

@@ -41,12 +41,15 @@ class Repair:
         Share of the output variance that was missing on held-out images, without and with the refit.
     ridge
         The ridge chosen; None where no refit was better than leaving the layer as it was.
+    images
+        Of which it was fitted: those whose activations up to this layer there is memory for.
     """
 
     layer: str
     before: float
     after: float
     ridge: float | None
+    images: int = 0
 
 
 def refit_(

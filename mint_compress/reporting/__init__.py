@@ -15,8 +15,11 @@ from mint_compress.reporting.records import (
     ClassChange,
     Counts,
     DataFacts,
+    Disagreement,
+    HalfSideBySide,
     Latencies,
     LayerChange,
+    LayerTime,
     LeftAlone,
     Machine,
     Metric,
@@ -89,10 +92,15 @@ class Report:
         Latency and MACs of the original over those of the pruned model.
     provider
         Of the runtime that was timed.
-    int8
-        The exports in float and in int8 side by side; None where that was not asked for.
+    int8, fp16
+        The exports in float and in int8, or in half precision, side by side; None where that was not asked
+        for, or, of fp16, where nothing here computes in it.
     trials
         The plans that were tried before this one was chosen, in that order; empty where none had to be.
+    layer_ms
+        Layers by their time in the runtime, the slowest first; empty unless the plan went by latency.
+    disagreements
+        Test samples on which the networks differ most; empty where no output was asked for.
     plan
         As ``PruningPlan.to_dict`` gives it.
     sha256
@@ -129,7 +137,10 @@ class Report:
     macs_ratio: float | None = None
     provider: str | None = None
     int8: SideBySide | None = None
+    fp16: HalfSideBySide | None = None
     trials: tuple[Trial, ...] = ()
+    layer_ms: tuple[LayerTime, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
     plan: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

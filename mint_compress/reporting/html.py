@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mint_compress.reporting.records import ClassChange, LayerChange
+from mint_compress.reporting.records import (
+    ClassChange,
+    HalfSideBySide,
+    LayerChange,
+    LayerTime,
+    Metric,
+    SideBySide,
+)
 from mint_compress.reporting.text import left_alone_lines
 
 if TYPE_CHECKING:
@@ -50,12 +57,19 @@ def report_page(report: Report) -> str:
         stages=_stages(report),
         layers=_layers(report.layers),
         classes=_classes(report.classes),
+        widths=_widths(report),
+        layer_ms=_layer_ms(report.layer_ms),
         trials=_trials(report),
         left_alone=list(left_alone_lines(report.left_alone)),
         seconds=_seconds(report),
         exports=_exports(report),
-        figures=json.dumps(report.to_dict(), indent=1, allow_nan=False),
+        figures=json.dumps(_without_pictures(report).to_dict(), indent=1, allow_nan=False),
     )
+
+
+def _without_pictures(report: Report) -> Report:
+    """The page has them already."""
+    return replace(report, disagreements=tuple(replace(one, image=None) for one in report.disagreements))
 
 
 def _headline(report: Report) -> Iterator[tuple[str, str]]:
@@ -119,6 +133,33 @@ def _seconds(report: Report) -> list[Bar]:
     ]
 
 
+def _widths(report: Report) -> list[Bar]:
+    """Output channels of each layer that loses some, before and after."""
+    cuts = [
+        cut for cut in (report.plan or {}).get("cuts", ()) if cut["side"] != "in" and cut["kind"] != "norm"
+    ]
+    longest = max((cut["total"] for cut in cuts), default=0)
+    bars = []
+    for cut in cuts:
+        before, after = cut["total"], cut["total"] - len(cut["removed"])
+        bars.append(
+            Bar(cut["layer"], _share(before, longest), _share(after, longest), f"{before:,} to {after:,}")
+        )
+    return bars
+
+
+def _layer_ms(layers: Sequence[LayerTime]) -> list[Bar]:
+    """Where the time goes in the runtime, before and after."""
+    longest = max((one.before for one in layers), default=0.0)
+    return [
+        Bar(
+            one.layer, _share(one.before, longest), _share(one.after, longest),
+            f"{one.before:#.3g} to {one.after:#.3g} ms",
+        )
+        for one in layers
+    ]  # fmt: skip
+
+
 def _trials(report: Report) -> list[Bar]:
     """The plans that were tried, the smallest first: what each takes, and what it is worth."""
     longest = max((one.latency_ms or 0 for one in report.trials), default=0.0)
@@ -137,20 +178,27 @@ def _trials(report: Report) -> list[Bar]:
     return bars
 
 
-def _exports(report: Report) -> list[tuple[str, ...]]:
-    """Rows of the table of float and int8 files."""
-    if report.int8 is None or report.metric is None:
-        return []
+def _exports(report: Report) -> dict[str, list[tuple[str, ...]]]:
+    """Heading -> rows of a table of files."""
+    kinds = {"Float and int8": report.int8, "Float and fp16": report.fp16}
+    return {
+        heading: _files(found, report.metric)
+        for heading, found in kinds.items()
+        if found is not None and report.metric is not None
+    }
+
+
+def _files(found: SideBySide | HalfSideBySide, metric: Metric) -> list[tuple[str, ...]]:
     return [
         (
             name,
             f"{one.bytes / 1e6:#.3g} MB",
-            report.metric.shown(one.quality),
+            metric.shown(one.quality),
             "" if one.agreement is None else f"{100 * one.agreement:.1f} %",
             f"{one.latency_ms.median:#.3g} ms",
             f"{one.speedup:.2f}x",
         )
-        for name, one in report.int8.named().items()
+        for name, one in found.named().items()
     ]
 
 

@@ -185,6 +185,34 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """A test sample on which the compressed network does other than the original.
+
+    Attributes
+    ----------
+    index
+        Of the sample, as the data give them.
+    said
+        In what they differ.
+    image
+        A small picture of it as a ``data:`` URI; None where it is no image.
+    """
+
+    index: int
+    said: str
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Milliseconds of one layer alone, before and after, by the widths at which it was timed."""
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class LayerChange:
     """Weights between two layers, as in a paper's layer breakdown."""
 
@@ -300,8 +328,16 @@ class ExportFigures:
     speedup: float
 
 
+class _Named:
+    """Figures of several files."""
+
+    def named(self) -> dict[str, ExportFigures]:
+        """``float original`` -> its figures, and so on."""
+        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(_Named):
     """The original and the pruned network, each in float and in int8."""
 
     float_original: ExportFigures
@@ -309,9 +345,15 @@ class SideBySide:
     int8_original: ExportFigures
     int8_pruned: ExportFigures
 
-    def named(self) -> dict[str, ExportFigures]:
-        """``float original`` -> its figures, and so on."""
-        return {name.replace("_", " "): figures for name, figures in vars(self).items()}
+
+@dataclass(frozen=True)
+class HalfSideBySide(_Named):
+    """The original and the pruned network, each in float and in fp16."""
+
+    float_original: ExportFigures
+    float_pruned: ExportFigures
+    fp16_original: ExportFigures
+    fp16_pruned: ExportFigures
 
 
 @dataclass(frozen=True)

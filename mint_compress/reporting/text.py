@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mint_compress.reporting.records import (
     Counts,
+    HalfSideBySide,
     Latencies,
     Latency,
     LayerChange,
@@ -32,7 +33,10 @@ def as_text(result: object) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+    console = Console(
+        file=io.StringIO(), width=80, color_system=None, force_terminal=False,
+        force_jupyter=False,  # there rich would display, too, what is only captured here
+    )  # fmt: skip
     with console.capture() as capture:
         console.print(result)
     return capture.get()
@@ -123,7 +127,8 @@ def _summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "Parity", _parity_line(report.parity)
     yield from _latency_lines(report.latency_ms)
     yield "Speed-up", _speedup_line(report.speedup, report.macs_ratio, report.provider) + _asked_speed(report)
-    yield from _int8_lines(report.metric, report.int8)
+    yield from _side_by_side_lines("Files", report.metric, report.int8)
+    yield from _side_by_side_lines("In fp16", report.metric, report.fp16)
     yield "Written", _files_line(report.files)
 
 
@@ -233,7 +238,9 @@ def _asked_speed(report: Report) -> str:
     return f", asked {' and '.join(said)}" if said else ""
 
 
-def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tuple[str, str]]:
+def _side_by_side_lines(
+    title: str, metric: Metric | None, found: SideBySide | HalfSideBySide | None
+) -> Iterator[tuple[str, str]]:
     """What each of the four files is, a line each."""
     if found is None or metric is None:
         return
@@ -241,7 +248,7 @@ def _int8_lines(metric: Metric | None, found: SideBySide | None) -> Iterator[tup
         size = f"{one.bytes / 1e6:#.3g} MB"
         same = "" if one.agreement is None else f", {_percent(one.agreement)} same"
         figures = f"{size}, {metric.shown(one.quality)}{same}, {one.latency_ms.median:#.3g} ms"
-        yield "" if first else "Files", f"{name}: {figures} ({one.speedup:.2f}x)"
+        yield "" if first else title, f"{name}: {figures} ({one.speedup:.2f}x)"
 
 
 def _files_line(files: Sequence[str]) -> str:

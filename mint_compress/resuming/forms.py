@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.planning.planned import Planned
-from mint_compress.reporting.records import Trial
+from mint_compress.reporting.records import LayerTime, Trial
 from mint_compress.scoring.scores import ChannelScores
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.tasks.protocol import Measurement
@@ -52,14 +52,16 @@ def plan_of(groups: Sequence[ChannelGroup]) -> Form[Planned]:
 
     def write(result: Planned) -> tuple[Any, Tensors]:
         left_alone = {g.name: g.reason for g in result.groups if not g.prunable}
-        trials = [asdict(trial) for trial in result.trials]
-        return {"plan": result.plan.to_dict(), "left alone": left_alone, "trials": trials}, {}
+        trials, layers = ([asdict(one) for one in part] for part in (result.trials, result.layer_ms))
+        plan = result.plan.to_dict()
+        return {"plan": plan, "left alone": left_alone, "trials": trials, "layer ms": layers}, {}
 
     def read(value: Any, _: Tensors) -> Planned:
         reasons = value["left alone"]
         tried = [g.left_alone(reasons[g.name]) if g.prunable and g.name in reasons else g for g in groups]
-        trials = tuple(Trial(**trial) for trial in value["trials"])
-        return Planned(PruningPlan.from_dict(value["plan"]), tried, trials)
+        trials = tuple(Trial(**one) for one in value["trials"])
+        layers = tuple(LayerTime(**one) for one in value["layer ms"])
+        return Planned(PruningPlan.from_dict(value["plan"]), tried, trials, layers)
 
     return Form(write, read)
 

@@ -64,6 +64,16 @@ class PruningPlan:
     sizes: Mapping[str, Mapping[str, int | list[int]]] = field(repr=False, default_factory=dict)
     round_to: int | None = None
 
+    @property
+    def gone(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (input channels, output channels) that go; of a layer whose channels are both, outputs."""
+        counts: dict[str, tuple[int, int]] = {}
+        for cut in self.cuts:
+            inside, outside = counts.get(cut.layer, (0, 0))
+            gone = len(cut.removed)
+            counts[cut.layer] = (inside + gone, outside) if cut.side == "in" else (inside, outside + gone)
+        return counts
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
         return {"format": PLAN_FORMAT, **asdict(self)}

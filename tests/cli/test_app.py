@@ -105,7 +105,7 @@ def error(*args: str) -> str:
         ("inspect model.pt --round-to 0", "round-to must be a whole number, at least 1, not 0."),
         ("inspect model.pt --input-shape 3,-2", "input-shape must be positive whole numbers"),
         ("inspect model.pt --ratio 0.5", "No such option"),
-        ("bench model.pt", "Missing argument 'B.onnx'."),
+        ("bench", "Missing argument 'A.onnx B.xml ...'."),
         ("bench model.pt absent.onnx", "No such model file: 'absent.onnx'."),
         ("bench model.pt model.pt --seconds 0", "seconds must be a positive number, not 0.0."),
     ],
@@ -177,7 +177,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --int8 --resume --workers 3 --max-drop 1"
+        "--dynamic-size --int8 --fp16 --resume --workers 3 --max-drop 1"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -192,6 +192,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         **{
             "dynamic_size": True,
             "int8": True,
+            "fp16": True,
             "bench_batch": 3,
             "bench_seconds": 0.5,
             "seed": 11,
@@ -258,29 +259,29 @@ def test_our_warnings_are_printed_and_those_of_others_are_not(
 
 
 def test_bench_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:
-    from mint_compress.exporting.benchmarking import BenchmarkResult
+    from mint_compress.exporting.comparison import Comparison, TimedExport
     from mint_compress.reporting.records import Latency
 
-    answer = BenchmarkResult(Latency(8.0, 9.0, None, 50), Latency(2.0, 3.0, None, 50), 4.0, "CPU")
+    one = TimedExport("model.pt", 1000, "CPU", Latency(8.0, 9.0, None, 50), 1.0)
+    answer = Comparison((one, TimedExport("./model.pt", 500, "CPU", Latency(2.0, 3.0, None, 50), 4.0)))
     seen: list[Any] = []
 
-    def benchmark_files(a: Path, b: Path, how: Benchmark, **given: Any) -> BenchmarkResult:
-        seen[:] = [a, b, how, given]
+    def compare_files(paths: tuple[Path, ...], how: Benchmark, **given: Any) -> Comparison:
+        seen[:] = [paths, how, given]
         return answer
 
-    stage(benchmark_files, "exporting.benchmarking", "benchmark_files")
+    stage(compare_files, "exporting.comparison", "compare_files")
     settings = "--provider cpu --batch 4 --seconds 2 --threads 3 --input-shape 1,8,8 --seed 5"
-    result = invoke("bench", "model.pt", "./model.pt", *settings.split())
+    result = invoke("bench", "model.pt", "./model.pt", "model.pt", *settings.split())
     assert (result.exit_code, result.stdout) == (0, f"{answer}\n")
-    assert callable(seen[3].pop("progress"))
+    assert callable(seen[2].pop("progress"))
     how = Benchmark(provider="cpu", batch=4, seconds=2.0, threads=3)
-    assert seen == [Path("model.pt"), Path("model.pt"), how, {"input_shape": (1, 8, 8), "seed": 5}]
+    assert seen == [(Path("model.pt"),) * 3, how, {"input_shape": (1, 8, 8), "seed": 5}]
 
     read = json.loads(invoke("bench", "model.pt", "model.pt", "--json").stdout)
-    rest = {"p99": None, "runs": 50}
-    assert read["latency_ms"]["original"] == {"median": 8.0, "p90": 9.0, **rest}
-    assert read["latency_ms"]["pruned"] == {"median": 2.0, "p90": 3.0, **rest}
-    assert (read["speedup"], read["provider"]) == (4.0, "CPU")
+    first, second = read["exports"]
+    assert first["latency_ms"] == {"median": 8.0, "p90": 9.0, "p99": None, "runs": 50}
+    assert (second["path"], second["bytes"], second["speedup"]) == ("./model.pt", 500, 4.0)
 
 
 def test_inspect_passes_its_settings_and_prints_the_result(folder: Path, stage: Callable[..., None]) -> None:
@@ -441,11 +442,11 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
         "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
-        "trust weights task loss metric heal-epochs heal-minutes dynamic-size workers version"
+        "trust weights task loss metric heal-epochs heal-minutes dynamic-size int8 fp16 workers version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name
-    assert "  inspect MODEL  " in result.stdout and "bench A.onnx B.onnx" in result.stdout
+    assert "  inspect MODEL  " in result.stdout and "bench A.onnx B.xml ..." in result.stdout
     assert invoke().stdout == result.stdout
 
 

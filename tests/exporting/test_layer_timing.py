@@ -44,6 +44,17 @@ def test_a_layer_is_written_as_it_computes(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, layer(given).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_is_timed_in_other_runtimes_too(cache: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from mint_exporters.openvino import OpenVinoExporter
+
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3, padding_mode="reflect", padding=1))
+    found = time_layers(net, torch.randn(1, 3, 12, 12), OpenVinoExporter(), Benchmark())
+    assert [one.whole > 0 for one in found.values()] == [True, True]
+    time_layers(net, torch.randn(1, 3, 12, 12), EXPORTER, Benchmark())
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_what_it_cannot_write_is_left_to_the_exporter(tmp_path: Path) -> None:
     odd = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     assert not write_layer(odd, (1, 3, 6, 6), tmp_path / "layer.onnx")

@@ -315,8 +315,10 @@ def test_constant_nodes_and_subgraphs_are_counted(tmp_path: Path) -> None:
 
 def test_exporters_are_found_by_suffix() -> None:
     assert find_exporter("a/model.ONNX").name == "onnx"
-    with pytest.raises(MintError, match=r"^No exporter writes 'model.tflite'. Choose a suffix from: .onnx.$"):
-        find_exporter("model.tflite")
+    with pytest.raises(
+        MintError, match=r"^No exporter writes 'model.foo'. Choose a suffix from: .onnx, .pte, .xml.$"
+    ):
+        find_exporter("model.foo")
 
 
 def test_no_exporter_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from mint_compress import MintError, Report, compress
 from mint_compress.exporting import protocol
 from mint_compress.exporting.quantizing import find_quantizer, remarks
 from mint_compress.nn.io import tensors_in, with_tensors
-from mint_compress.reporting.records import ExportFigures, Latency, Metric, SideBySide
+from mint_compress.reporting.records import ExportFigures, Latency, Metric
 from mint_compress.training.evaluation import accuracy
 from mint_compress.training.finetuning import finetune_
 
@@ -94,20 +94,22 @@ def test_an_int8_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.int8.onnx"]
 
 
-def test_what_int8_costs_is_told_when_it_is_much() -> None:
+def test_what_fewer_bits_cost_is_told_when_it_is_much() -> None:
     one = ExportFigures(4, 0.9, 1.0, Latency(2.0, 2.0, None, 3), 1.0)
-    good = SideBySide(one, one, one, replace(one, quality=0.891, latency_ms=Latency(1.0, 1.0, None, 3)))
-    bad = replace(good, int8_pruned=replace(one, quality=0.88, latency_ms=Latency(4.0, 4.0, None, 3)))
+    good = replace(one, quality=0.891, latency_ms=Latency(1.0, 1.0, None, 3))
+    bad = replace(one, quality=0.88, latency_ms=Latency(4.0, 4.0, None, 3))
     share = Metric("accuracy", "%")
-    assert remarks(good, share) == ()
-    assert remarks(bad, share) == (
+    assert remarks("int8", one, good, share) == ()
+    assert remarks("int8", one, bad, share) == (
         "int8 costs accuracy: -2.00 points against the pruned network in float",
         "int8 is slower than float on this machine, 0.50x: it may lack the instructions",
     )
     error = Metric("error", "mm", higher_is_better=False)
-    worse = replace(good, int8_pruned=replace(good.int8_pruned, quality=0.92))
-    assert remarks(good, error) == ()
-    assert remarks(worse, error) == ("int8 costs error: +0.02 mm against the pruned network in float",)
+    assert remarks("fp16", one, good, error) == ()
+    assert remarks("fp16", one, replace(good, quality=0.92), error) == (
+        "fp16 costs error: +0.02 mm against the pruned network in float",
+    )
+    assert len(remarks("fp16", one, replace(good, quality=float("nan")), share)) == 1
 
 
 def test_tensors_of_a_runtime_take_the_places_of_the_networks_own() -> None:

@@ -21,7 +21,7 @@ from mint_compress.compression import compress
 from mint_compress.data.batching import batches
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
-from mint_compress.exporting.benchmarking import benchmark_files
+from mint_compress.exporting.comparison import compare_files
 from mint_compress.exporting.protocol import arrays, find_exporter
 from mint_compress.importance import MutualInformationImportance
 from mint_compress.nn.counting import layer_macs
@@ -255,8 +255,8 @@ def test_from_loaders_to_a_checked_file(
         with pytest.raises(MintError, match="has an input 'mask'; the data has image"):
             arrays(session, {"image": torch.zeros(1, 4, 8, 8)})
     how = Benchmark(provider="cpu", seconds=0.05)
-    timed = benchmark_files(tmp_path / "small.onnx", tmp_path / "small.onnx", how)
-    assert timed.original.runs >= 3
+    (timed,) = compare_files([tmp_path / "small.onnx"], how).exports
+    assert timed.latency_ms.runs >= 3
     header = json.loads((tmp_path / "small.json").read_text())
     assert re.search(r"4x8x8", " ".join(header["notes"]))
 

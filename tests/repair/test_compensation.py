@@ -89,7 +89,8 @@ def test_more_images_come_as_the_maps_get_smaller(monkeypatch: pytest.MonkeyPatc
         return refit_(layer, pairs, networks, generator)
 
     monkeypatch.setattr(compensation, "refit_", checked)
-    compensate_(pruned, model, plan, [x])
+    repairs = compensate_(pruned, model, plan, [x])
+    assert {one.layer: one.images for one in repairs} == {name: min(n, 64) for name, n in seen.items()}
     assert list(seen.values()) == sorted(seen.values())
     assert next(iter(seen.values())) == 9 and seen["fc"] > 60, seen
 

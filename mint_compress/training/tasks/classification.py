@@ -148,6 +148,10 @@ class Classification(Task):
         """The class of every sample, or pixel: (n, ...) int64."""
         return self._logits(self._raw(outputs)).argmax(1)
 
+    def sureness(self, outputs: Any) -> Tensor:
+        """The probability of the class that is predicted, of every sample, or pixel: (n, ...)."""
+        return functional.softmax(self._logits(self._raw(outputs)), 1).amax(1)
+
     def fitted(self, outputs: Any, targets: Tensor) -> Tensor:
         """Labels as class numbers, on the outputs' device."""
         raw = self._raw(outputs)

@@ -112,6 +112,8 @@ class Regression:
 
     def compact_(self, left: Tensor) -> None:
         """Drop the rows and columns of units that are not ``left``, once enough are gone."""
+        if not len(self.precision):  # all that is read here has gone already
+            return
         stays = torch.ones(len(self.precision), dtype=torch.bool, device=left.device)
         stays[self.blocks[self.blocks >= 0]] = False
         mine = self.blocks[left]

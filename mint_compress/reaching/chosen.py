@@ -32,7 +32,7 @@ def chosen_plan(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
         With the original's export, by which speed is measured.
     """
     budget = run.settings.budget
-    if budget.blocks and (budget.round_to or 1) > 1:
+    if budget.blocks and budget.round_to != 1:
         run.notes.append(f"--blocks {budget.blocks} keeps blocks whole: widths are not rounded")
     scores = run.once("scores", lambda: _scored(run, images), SCORES)
     planner, trials = Planner(run, scores, run.groups), tuple[Trial, ...]()

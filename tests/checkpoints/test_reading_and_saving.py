@@ -165,6 +165,7 @@ def test_a_saved_file_holds_what_was_saved(tmp_path):
             "3": {"in_features": 64, "out_features": 5},
         },
         "selecting": [],
+        "separate": [],
         "ties": {},
         "plan": {"kept": [1, 2]},
     }

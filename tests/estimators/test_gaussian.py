@@ -167,3 +167,18 @@ def test_there_must_be_noise_and_progress_ends_at_the_total() -> None:
     calls: list[tuple[str, int, int]] = []
     gaussian(parents @ weight, parents, progress=lambda *call: calls.append(call))
     assert calls == [("gaussian", 48, 48)]
+
+
+def test_a_reader_of_which_nothing_is_left_takes_no_further_part() -> None:
+    """One reads three of many units, which are worth least and so go first; many go at a time."""
+    generator = torch.Generator().manual_seed(2)
+    units, few = 300, 3
+    made = torch.randn(units, 400, dtype=torch.float64, generator=generator)
+    weight = torch.randn(units, 8, dtype=torch.float64, generator=generator)
+    weight[:few] = 0
+    wide = regression(made @ made.T / 400, weight, torch.arange(units), units)
+    small = 1e-9 * torch.ones(few, 1, dtype=torch.float64)
+    narrow = regression(torch.eye(few, dtype=torch.float64), small, torch.arange(few), units, scale=1e-12)
+    order, losses = eliminate([wide, narrow], units)
+    assert sorted(order.tolist()) == list(range(units)) and sorted(order[:few].tolist()) == [0, 1, 2]
+    assert bool(losses.isfinite().all())

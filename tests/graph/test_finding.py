@@ -538,9 +538,10 @@ def test_a_gate_in_one_operation_is_the_same() -> None:
     assert prunable(groups) == {"conv1", "conv2"}
 
 
-def test_inside_a_shuffled_block_channels_are_free() -> None:
+def test_inside_a_shuffled_block_channels_are_free_and_outside_they_go_in_pairs() -> None:
     groups = groups_of("shuffled")
-    assert prunable(groups) == {"inner1", "after"}
+    assert prunable(groups) == {"inner1", "after", "stem"}
+    assert members(groups["stem"])["after", "in"] == (list(range(8)), [0, 0, 1, 1, 2, 2, 3, 3])
     assert members(groups["after"]) == {("after", "out"): straight(4), ("fc", "in"): straight(4)}
 
 

@@ -29,7 +29,12 @@ class OpenVinoSession:
         try:
             # a processor with AMX would compute in bfloat16 unasked: too coarse for parity with the original
             asked: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-            asked |= {"NUM_STREAMS": 1, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+            # and a thread that is bound to one core waits for whoever else computes there
+            asked |= {
+                "ENABLE_CPU_PINNING": False,
+                "NUM_STREAMS": 1,
+                **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+            }
             self._model = runtime().Core().compile_model(str(path), "CPU", asked)
             self._request = self._model.create_infer_request()
             self._dtypes = [spec.dtype for spec in self.inputs]

@@ -170,7 +170,7 @@ def test_a_saved_file_holds_what_was_saved(tmp_path):
         "plan": {"kept": [1, 2]},
     }
     builder, ties = Builder("zoo:mlp", {"num_classes": 5}), {}
-    assert checkpoint.header == Header(builder, (3, 6, 6), header["shapes"], (), ties, {"kept": [1, 2]})
+    assert checkpoint.header == Header(builder, (3, 6, 6), header["shapes"], (), (), ties, {"kept": [1, 2]})
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 

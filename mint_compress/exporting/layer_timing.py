@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mint_compress.errors import our_own
 from mint_compress.exporting.kept_times import KeptTimes
 from mint_compress.exporting.protocol import Exporter
-from mint_compress.exporting.timing import time_in_turn
+from mint_compress.exporting.timing import no_garbage_collection, time_in_turn
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, run
 from mint_compress.nn.layers import CONVOLUTIONS, WEIGHTED, in_channels, is_depthwise, out_channels
@@ -74,10 +74,11 @@ def time_layers(
     calls = _calls(model, example_inputs)
     kept = KeptTimes.of(exporter, how)
     found: dict[str, LayerTimes] = {}
-    for done, (name, each) in enumerate(calls.items()):
-        if progress:
-            progress("time layers", done, len(calls))
-        found[name] = _summed([_times(call, exporter, how, kept) for call in each])
+    with no_garbage_collection():  # looking for it takes longer than timing a layer
+        for done, (name, each) in enumerate(calls.items()):
+            if progress:
+                progress("time layers", done, len(calls))
+            found[name] = _summed([_times(call, exporter, how, kept) for call in each])
     kept.write()
     if progress:
         progress("time layers", len(calls), len(calls))

@@ -36,7 +36,7 @@ def time_in_turn(
             session.run(inputs)
     ticks = max(1, round(seconds * 10))
     times: list[list[int]] = [[] for _ in sessions]
-    with _no_garbage_collection():
+    with no_garbage_collection():
         # a report between two runs may cool the caches, so the clock decides when, not the round
         start = reported = time.perf_counter()
         while (now := time.perf_counter()) < start + seconds or len(times[0]) < MIN_ROUNDS:
@@ -59,12 +59,14 @@ def latency(milliseconds: Sequence[float]) -> Latency:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
+def no_garbage_collection() -> Iterator[None]:
+    """Collect garbage, and then none while the block lasts; within such a block, nothing."""
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()

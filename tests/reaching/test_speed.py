@@ -18,7 +18,7 @@ from mint_compress.reporting.records import Latency
 from mint_compress.settings import Budget
 
 FAST: dict[str, Any] = {
-    "input_shape": (16, 40, 40), "bench_seconds": 0.5, "calibration_images": 8, "provider": "cpu",
+    "input_shape": (16, 32, 32), "bench_seconds": 0.3, "calibration_images": 8, "provider": "cpu",
 }  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def test_a_latency_that_the_original_has_is_refused(tmp_path: Path) -> None:
         mint_compress.compress(Wide(), output=tmp_path / "small.onnx", latency=10_000, **FAST)
 
 
+@pytest.mark.slow
 def test_a_share_at_the_price_of_latency(tmp_path: Path) -> None:
     _, report = mint_compress.compress(
         Wide(), output=tmp_path / "small.onnx", ratio=0.4, cost="latency", **FAST
@@ -76,6 +77,7 @@ def test_a_share_at_the_price_of_latency(tmp_path: Path) -> None:
     assert report.trials == ()
 
 
+@pytest.mark.slow
 def test_a_plan_by_latency_can_be_looked_at_first(tmp_path: Path) -> None:
     output = tmp_path / "small.onnx"
     mint_compress.compress(Wide(), output=output, speedup=1.2, dry_run=True, **FAST)

@@ -214,24 +214,19 @@ def _pruned(
     run: Run, report: Report, images: Inputs, given: PruningPlan | None, shipment: Shipment | None
 ) -> tuple[nn.Module, PruningPlan, Report]:
     """The network without what the plan takes, on the device; the plan; the report with sizes and plan."""
-    planned = (
-        Planned(given, run.groups)
-        if given is not None
-        else run.once("plan", lambda: chosen_plan(run, images, shipment), plan_of(run.groups))
-    )
+    planned = Planned(given, run.groups) if given is not None else _planned(run, images, shipment)
     chosen, run.groups = planned.plan, planned.groups
     pruned = prune_(copied(run.original), chosen)
     if given is not None:
         check_plan(run.original, run.example, run.groups, chosen)
     run.notes += (*inputs_read(run.original, pruned, run.groups), *unpredicted_products(run.groups))
     sizes = sizes_of(run.original, pruned, chosen, run.groups, run.example)
-    return (
-        pruned,
-        chosen,
-        replace(
-            report, **vars(sizes), plan=chosen.to_dict(), trials=planned.trials, layer_ms=planned.layer_ms
-        ),
-    )
+    report = replace(report, **vars(sizes), trials=planned.trials, layer_ms=planned.layer_ms)
+    return pruned, chosen, replace(report, plan=chosen.to_dict())
+
+
+def _planned(run: Run, images: Inputs, shipment: Shipment | None) -> Planned:
+    return run.once("plan", lambda: chosen_plan(run, images, shipment), plan_of(run.groups))
 
 
 def _finished(

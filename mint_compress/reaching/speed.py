@@ -29,8 +29,8 @@ from mint_compress.surgery.pruning_plan import PruningPlan
 
 ROUNDS = 6
 """Networks that are cut, exported and timed at most."""
-SECONDS = 3.0
-"""Of timing in each round."""
+SECONDS, RUNS = 3.0, 30
+"""Of timing in each round, at least: so long, so often, but no longer than the last timing takes."""
 AIM, ENOUGH = 0.98, 0.95
 """Of what it may take, a network is sought that takes the first share, for the last timing may differ from
 this one; and one that takes at least the second share of it is not improved on."""
@@ -172,7 +172,8 @@ class _Search:
                 exporter.open(path, device=how.provider, threads=how.threads) for path in (first, made.path)
             )
             batch = arrays(original, _batch(self.images, how))
-            return benchmark(original, pruned, batch, seconds=min(how.seconds, SECONDS))
+            often = RUNS * 2 * self.times.whole / 1000
+            return benchmark(original, pruned, batch, seconds=min(how.seconds, max(SECONDS, often)))
 
     def _too_slow(self, found: _Round) -> MintError:
         result = found.result

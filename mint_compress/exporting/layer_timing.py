@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mint_compress.errors import our_own
 from mint_compress.exporting.kept_times import KeptTimes
 from mint_compress.exporting.protocol import Exporter
 from mint_compress.exporting.timing import no_garbage_collection, time_in_turn
-from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.io import Inputs, run
+from mint_compress.nn.counting import each_call
+from mint_compress.nn.io import Inputs
 from mint_compress.nn.layers import CONVOLUTIONS, WEIGHTED, in_channels, is_depthwise, out_channels
 from mint_compress.planning.latency import LayerTimes, layer_times
 from mint_compress.progress import Progress
@@ -71,7 +69,7 @@ def time_layers(
     dict
         Layer -> its times; those of all its calls added up where it is called more than once.
     """
-    calls = _calls(model, example_inputs)
+    calls = each_call(model, example_inputs, lambda layer, given, _: Call(layer, tuple(given.shape)))
     kept = KeptTimes.of(exporter, how)
     found: dict[str, LayerTimes] = {}
     with no_garbage_collection():  # looking for it takes longer than timing a layer
@@ -83,27 +81,6 @@ def time_layers(
     if progress:
         progress("time layers", len(calls), len(calls))
     return found
-
-
-def _calls(model: nn.Module, example_inputs: Inputs) -> dict[str, list[Call]]:
-    """Each layer that is called, by name, with what it is given."""
-    calls: dict[str, list[Call]] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        @our_own()
-        def record(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            calls.setdefault(name, []).append(Call(layer, tuple(first_given(args, kwargs).shape)))
-
-        return record
-
-    handles = [
-        layer.register_forward_hook(hook(name), with_kwargs=True)
-        for name, layer in model.named_modules()
-        if isinstance(layer, WEIGHTED)
-    ]
-    with hooked(handles), evaluating(model), torch.no_grad():
-        run(model, example_inputs)
-    return calls
 
 
 def _summed(each: list[LayerTimes]) -> LayerTimes:

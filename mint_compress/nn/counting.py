@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from mint_compress.nn.layers import WEIGHTED, is_transposed
 from mint_compress.nn.matrix_products import MatrixProduct, Place, watching_products
 
 log = logging.getLogger(__name__)
+Seen = TypeVar("Seen")
 
 
 def parameters(module: nn.Module) -> int:
@@ -129,12 +130,24 @@ def _of_sample(calls: Mapping[str, list[int]], batch: int) -> dict[str, int]:
 
 def _calls(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, list[int]]:
     """The MACs of a batch in every call of each convolution and linear layer."""
-    calls: dict[str, list[int]] = {}
+    return each_call(module, example_inputs, _by_shape)
+
+
+def each_call(
+    module: nn.Module,
+    example_inputs: Inputs | tuple[Any, ...],
+    see: Callable[[nn.Module, torch.Tensor, torch.Tensor], Seen],
+) -> dict[str, list[Seen]]:
+    """Run a network once; what ``see`` gives for every call of each convolution and linear layer, by name.
+
+    ``see`` is given the layer, what it was called with, and what it returned.
+    """
+    calls: dict[str, list[Seen]] = {}
 
     def hook(name: str) -> Callable[..., None]:
         @our_own()
         def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            calls.setdefault(name, []).append(_by_shape(layer, first_given(args, kwargs), output))
+            calls.setdefault(name, []).append(see(layer, first_given(args, kwargs), output))
 
         return record
 

@@ -37,9 +37,9 @@ class OpenVinoSession:
             }
             self._model = runtime().Core().compile_model(str(path), "CPU", asked)
             self._request = self._model.create_infer_request()
-            self._dtypes = [spec.dtype for spec in self.inputs]
         except Exception as error:  # OpenVINO's, which are all RuntimeError
             raise MintError(f"'{path}' is not a model OpenVINO can open: {one_line(error)}") from error
+        self._dtypes = [spec.dtype for spec in self.inputs]
 
     @property
     def provider(self) -> str:

@@ -45,8 +45,9 @@ def batches(
     Raises
     ------
     MintError
-        A batch is something else, or its parts have other numbers of samples.
+        The source is neither, a batch is something else, or its parts have other numbers of samples.
     """
+    _check(source)
     if isinstance(source, ImageDataset):
         chunks = _chunks(len(source), batch_size, generator)
         if share is not None:
@@ -88,11 +89,20 @@ def batch_count(source: Source, batch_size: int) -> int:
     MintError
         When an iterable has no length.
     """
+    _check(source)
     try:
         size = len(source)  # type: ignore[arg-type]
     except TypeError:  # of an iterable without __len__, and of PyTorch's IterableDataset
         raise MintError("The loader has no length (len() fails). Give a DataLoader over a dataset.") from None
     return -(-size // batch_size) if isinstance(source, Dataset) else size
+
+
+def _check(source: Source) -> None:
+    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise MintError(
+            f"Batches come from a dataset or an iterable of batches, and {type(source).__name__} is neither. "
+            "Of a Data, give one split: data.train, data.validation or data.test."
+        )
 
 
 def _chunks(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from toydata import arrays
 
 from mint_compress.data.augmentation import flip_and_crop
 from mint_compress.data.batching import batch_count, batches
@@ -60,6 +61,10 @@ def test_streams_and_odd_items() -> None:
         batch_count(Stream(), 2)
     with pytest.raises(MintError, match="do not make a batch"):
         list(batches(TensorDatasetOfStrings(), 2))
+
+    for read in (batch_count, lambda source, size: list(batches(source, size))):
+        with pytest.raises(MintError, match=r"and Data is neither\. Of a Data, give one split: data\.train"):
+            read(arrays(), 2)
 
 
 class TensorDatasetOfStrings(torch.utils.data.Dataset):  # type: ignore[type-arg]

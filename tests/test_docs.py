@@ -201,8 +201,8 @@ def test_the_quick_start_on_a_trained_vgg16(tmp_path: Path) -> None:
     assert report["quality"]["original"] >= 0.986
     assert report["validation"]["compressed"] >= report["validation"]["original"] - 0.01
     assert report["speedup"] > 1
-    last = done.stdout.splitlines()[-10:]
-    assert last[0].startswith("Parameters") and last[-1].startswith("Written")
+    said = [line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()]
+    assert "Parameters" in said and said[-1] == "Written"
 
 
 # Reasons

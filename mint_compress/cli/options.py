@@ -102,7 +102,8 @@ def _decorator(section: str, one: Option) -> Any:
     names = [name for name in (one.flag, alias, one.short, _argument(one)) if name]
     attrs: dict[str, Any] = {"cls": Sectioned, "section": section, "alias": alias, "help": _help(one)}
     if one.metavar is None:
-        return click.option(*names, is_flag=True, flag_value=not one.default, default=one.default, **attrs)
+        # click 8.3.0 to 8.3.2 take a flag whose default is True for one that is given
+        return click.option(*names, is_flag=True, callback=lambda *given: given[-1] != one.default, **attrs)
     kind: Any = click.Path(path_type=Path) if one.kind is Path else one.kind
     return click.option(
         *names, metavar=one.metavar, type=Values(one.kind) if one.several == "commas" else kind,

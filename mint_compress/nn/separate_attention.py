@@ -71,7 +71,7 @@ class SeparateAttention(nn.Module):
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, x in zip((self.q_proj, self.k_proj, self.v_proj), given, strict=True)
         )
-        mask = self._mask(attn_mask, key_padding_mask, q, batch=len(q))
+        mask = self._mask(attn_mask, key_padding_mask, q, batch=q.shape[0])
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:

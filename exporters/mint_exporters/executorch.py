@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,14 +70,8 @@ class ExecuTorchExporter:
                 "ExecuTorch plans memory for one size of images. Leave out --dynamic-size, or write .onnx."
             )
         with on_cpu(model) as network, torch.no_grad(), quiet(), native_quiet():
-            try:
-                program = _traced(network, example_inputs)
-                lowered, content = _lowered(program, metadata or {})
-            except Exception as error:  # PyTorch's exporter and ExecuTorch's many passes
-                raise MintError(
-                    f"ExecuTorch cannot take {type(model).__name__}: {of_pytorch(error)}. "
-                    "Change that part of the forward pass, or export to .onnx."
-                ) from error
+            program = _traced(network, example_inputs)
+            lowered, content = _lowered(program, metadata or {}, type(model).__name__)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             draft.write_bytes(content)
@@ -107,25 +103,37 @@ def _traced(network: nn.Module, example_inputs: Inputs) -> torch.export.Exported
     dynamic = torch.export.ShapesCollection()
     for x in tensors(given):
         dynamic[x] = {0: batch}
-    return torch.export.export(
-        network, args, kwargs, dynamic_shapes=dynamic.dynamic_shapes(network, args, kwargs)
-    )
+    shapes = dynamic.dynamic_shapes(network, args, kwargs)
+    with _taking(type(network).__name__):
+        return torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
 
 
-def _lowered(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> tuple[Any, bytes]:
+@contextlib.contextmanager
+def _taking(name: str) -> Iterator[None]:
+    """PyTorch's exporter and ExecuTorch's many passes at work."""
+    try:
+        yield
+    except Exception as error:  # PyTorch's and ExecuTorch's
+        raise MintError(
+            f"ExecuTorch cannot take {name}: {of_pytorch(error)}. "
+            "Change that part of the forward pass, or export to .onnx."
+        ) from error
+
+
+def _lowered(program: torch.export.ExportedProgram, metadata: dict[str, str], name: str) -> tuple[Any, bytes]:
     """The program as XNNPACK's kernels run it, and the file."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     names = ",".join(str(name) for name in program.graph_signature.user_inputs)
     # NNPACK takes batches below 16 alone, and PyTorch would note that down as a bound of the program
-    with torch.backends.nnpack.flags(enabled=False):
+    with torch.backends.nnpack.flags(enabled=False), _taking(name):
         edge = to_edge_transform_and_lower(
             program,
             partitioner=[XnnpackPartitioner()],
             constant_methods={NAMES: names, METADATA: json.dumps(metadata)},
         )
-    return edge.exported_program(), bytes(edge.to_executorch().buffer)
+        return edge.exported_program(), bytes(edge.to_executorch().buffer)
 
 
 def _weights(program: torch.export.ExportedProgram) -> Shapes:

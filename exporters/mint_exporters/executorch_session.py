@@ -46,12 +46,11 @@ class ExecuTorchSession:
                 kept = _set_threads(threads)
                 self._program = Runtime.get().load_program(path)
                 self._method = self._program.load_method("forward")
-                names = self._program.load_method(NAMES).execute([])[0].split(",")
-                self._inputs = [
-                    _spec(name, self._method.metadata.input_tensor_meta(i)) for i, name in enumerate(names)
-                ]
+                names = self._program.load_method(NAMES).execute([])[0]
+                infos = [self._method.metadata.input_tensor_meta(i) for i in range(names.count(",") + 1)]
             except Exception as error:  # ExecuTorch's, which are all RuntimeError
                 raise MintError(f"'{path}' is not a model ExecuTorch can open: {one_line(error)}") from error
+        self._inputs = [_spec(name, info) for name, info in zip(names.split(","), infos, strict=True)]
         if kept is not None:
             _log.warning(
                 "ExecuTorch has one pool of threads for all files: it stays at %s, %s were asked for",

@@ -18,7 +18,8 @@ from mint_compress.data.data import Data
 from mint_compress.data.specs import load_data
 from mint_compress.errors import MintError
 from mint_compress.exhaustion import exhaustion_told
-from mint_compress.exporting.quantizing import Judged
+from mint_compress.exporting.export_part import ExportPart, find_part
+from mint_compress.exporting.fewer_bits import Judged, forms
 from mint_compress.exporting.shipping import Shipment, check_target, exported_first, ship, write_plan
 from mint_compress.exporting.sizes import sizes_of, unpredicted_products
 from mint_compress.graph.finding import find_groups
@@ -28,7 +29,7 @@ from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.copying import copied
 from mint_compress.nn.counting import module_macs
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, to
+from mint_compress.nn.io import Inputs, InputShape, by_position, describe, is_single, select, tensors_in, to
 from mint_compress.nn.io import run as run_network
 from mint_compress.planning.planned import Planned
 from mint_compress.preflight import check_run
@@ -48,6 +49,7 @@ from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.training.disagreement import disagreements
 from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.tasks.finding import find_task
+from mint_compress.training.tasks.imitation import Imitation
 
 LOOKED_AT, LEAST_LOOKED_AT, LOOKED_AT_MACS = 256, 16, 2e11
 """Test samples among which those are sought on which the networks differ, and what that may cost."""
@@ -134,7 +136,7 @@ def compress(
         if kept.folder is not None and (timed or not dry_run):
             shipment = exported_first(
                 run.original, images, kept.folder, dynamic_size=settings.export.dynamic_size,
-                progress=progress,
+                part=find_part(run.original, settings.export.export_part), progress=progress,
             )  # fmt: skip
         if dry_run:
             pruned, chosen, report = _pruned(run, report, images, given, shipment)
@@ -146,8 +148,9 @@ def compress(
         samples, how = to(images, "cpu"), settings.benchmark
         report = ship(
             report, run.original, pruned, chosen, samples, shipment, how,
-            logits=run.task.logits if run.task else None, budget=settings.budget, force=force,
-            progress=progress, **_judged(run, pruned, samples),
+            logits=run.task.logits if run.task else None, wanted=settings.export,
+            judged=_judged(run, pruned, shipment.part, samples), budget=settings.budget, force=force,
+            progress=progress,
         )  # fmt: skip
         return pruned, report
 
@@ -254,15 +257,19 @@ def _disagreements(run: Run, pruned: nn.Module) -> tuple[Disagreement, ...]:
     )
 
 
-def _judged(run: Run, pruned: nn.Module, samples: Inputs) -> dict[str, Judged]:
-    """``int8`` and ``fp16``, where they are wanted -> by what such a file is judged."""
-    asked = run.settings.export
-    wanted = [kind for kind, on in (("int8", asked.int8), ("fp16", asked.fp16)) if on]
-    if not wanted or run.data is None or run.task is None:
-        return {}
-    with torch.no_grad(), evaluating(pruned):
-        like = run_network(pruned, select(samples, slice(1)))
-    return dict.fromkeys(wanted, Judged(samples, run.data.test, run.task, like))
+def _judged(run: Run, pruned: nn.Module, part: ExportPart, samples: Inputs) -> Judged | None:
+    """By what files in fewer bits are judged, where they are wanted; a part by what the original's says."""
+    if not forms(run.settings.export) or run.data is None or run.task is None:
+        return None
+    with torch.no_grad(), evaluating(pruned), evaluating(run.original):
+        before, after = (
+            run_network(part.of(network), select(samples, slice(1))) for network in (run.original, pruned)
+        )
+    if part.is_whole:
+        return Judged(samples, run.data.test, run.task, after)
+    pairs = list(zip(tensors_in(before), tensors_in(after), strict=True))
+    alike = [i for i, (a, b) in enumerate(pairs) if a.shape == b.shape]
+    return Judged(samples, run.data.test, Imitation(), [pairs[i][1] for i in alike], alike)
 
 
 def _read(plan: PruningPlan | str | os.PathLike[str]) -> PruningPlan:

@@ -354,6 +354,13 @@ class Export(Group):
     fp16: bool = option(
         False, "Also write OUT.fp16.onnx in half precision and measure it, where the export runs on a GPU."
     )
+    export_part: str | None = option(
+        None,
+        "What is exported of a network that cannot be as a whole: a module of it that takes what the network "
+        "takes, or package.module:callable.",
+        metavar="NAME",
+        default_text="all; of torchvision's detectors, their raw heads",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,11 +68,13 @@ def verify(
     threads: int = 1,
     tolerance: float = TOLERANCE,
     logits: int | None = 0,
+    part: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> tuple[Receipt, Parity]:
     """Check the receipt and the parity of an exported model.
 
-    See `check_receipt` and `check_parity`; ``samples`` (n, ...) of every input serve both.
+    See `check_receipt` and `check_parity`; ``samples`` (n, ...) of every input serve both. Parity is that of
+    the ``part``, if there is one.
 
     Raises
     ------
@@ -87,11 +89,14 @@ def verify(
         predicted=predicted,
         tensors_path=tensors_path,
         export=export,
+        part=part,
         example_inputs=select(samples, slice(2)),
     )
     tell("verify", 1, 2)
     session = find_exporter(export.path).open(export.path, device=device, threads=threads)
-    parity = check_parity(pruned, session, samples, tolerance=tolerance, logits=logits)
+    parity = check_parity(
+        pruned if part is None else part, session, samples, tolerance=tolerance, logits=logits
+    )
     tell("verify", 2, 2)
     return receipt, parity
 
@@ -104,6 +109,7 @@ def check_receipt(
     predicted: Mapping[str, int] | None = None,
     tensors_path: Path | None = None,
     export: ExportResult | None = None,
+    part: nn.Module | None = None,
 ) -> Receipt:
     """Count what is left in every place where it can be counted.
 
@@ -120,6 +126,8 @@ def check_receipt(
         The saved ``.safetensors``.
     export
         The shipped file and the trace that became it.
+    part
+        What of the pruned network was exported, where that is not all of it.
 
     Raises
     ------
@@ -128,10 +136,11 @@ def check_receipt(
     """
     modules = check_modules(original, pruned, predicted)
     tensors = check_tensors(pruned, tensors_path) if tensors_path else None
-    idle = never_run(pruned, example_inputs)
+    within = pruned if part is None else part
+    idle = never_run(within, example_inputs)
     exported = None
     if export is not None:
-        exported = check_export(pruned, export.traced, export.tensors, idle)
+        exported = check_export(within, export.traced, export.tensors, idle)
         # some modules are used without being called: nn.MultiheadAttention reads its projection's weight
         idle = tuple(name for name in idle if not any(t.startswith(f"{name}.") for t in export.traced))
     return Receipt(

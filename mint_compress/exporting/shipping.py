@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +17,18 @@ from mint_compress.checkpoints.builders import builder_of
 from mint_compress.checkpoints.saving import save
 from mint_compress.errors import CheckFailed, MintError
 from mint_compress.exporting.benchmarking import BenchmarkResult, benchmark
-from mint_compress.exporting.halving import FP16_TOLERANCE, find_halver, halved, why_not_halved
+from mint_compress.exporting.export_part import WHOLE, ExportPart
+from mint_compress.exporting.fewer_bits import (
+    Form,
+    Judged,
+    find_converter,
+    forms,
+    in_fewer_bits,
+    remarks,
+    why_left_out,
+)
 from mint_compress.exporting.parity import TOLERANCE, check_other_size
 from mint_compress.exporting.protocol import ExportResult, arrays, export, find_exporter
-from mint_compress.exporting.quantizing import INT8_TOLERANCE, Judged, find_quantizer, quantized, remarks
 from mint_compress.exporting.receipt import check_receipt, verify
 from mint_compress.exporting.samples import COUNT as SAMPLES
 from mint_compress.exporting.sampling import Sampler
@@ -53,11 +62,14 @@ class Shipment:
         The hidden folder beside the output, and the names that the files get in the end.
     dynamic_size
         Whether images may have other heights and widths.
+    part
+        What of either network is exported.
     """
 
     original: ExportResult
     folder: Folder
     dynamic_size: bool = False
+    part: ExportPart = WHOLE
 
 
 @processes.done_by_main
@@ -67,6 +79,7 @@ def exported_first(
     folder: Folder,
     *,
     dynamic_size: bool = False,
+    part: ExportPart = WHOLE,
     progress: Progress | None = None,
 ) -> Shipment:
     """Export the original, so that a network that cannot be exported is refused before all else.
@@ -81,6 +94,8 @@ def exported_first(
         To work in.
     dynamic_size
         As for :func:`mint_compress.exporting.protocol.export`; tried here with one other size.
+    part
+        What of the network is to be exported.
 
     Returns
     -------
@@ -99,15 +114,18 @@ def exported_first(
     tell("try the export", 0, 1)
     try:
         example = select(images, slice(2))
-        network, path = copied(original), beside / folder.stage.export.name
+        network, path = part.of(copied(original)), beside / folder.stage.export.name
         made = export(network, example, path, dynamic_size=dynamic_size)
         if dynamic_size:
             check_other_size(network, find_exporter(path).open(path), example)
     except MintError as error:
-        more = "Nothing was computed yet. Without an output, compress() in Python needs no export."
+        more = (
+            "Nothing was computed yet. --export-part exports a part of it; without an output, compress() in "
+            "Python needs no export."
+        )
         raise _with_more(error, more) from error
     tell("try the export", 1, 1)
-    return Shipment(made, folder, dynamic_size)
+    return Shipment(made, folder, dynamic_size, part)
 
 
 @processes.done_by_main
@@ -121,8 +139,8 @@ def ship(
     how: Benchmark,
     *,
     logits: int | None = None,
-    int8: Judged | None = None,
-    fp16: Judged | None = None,
+    wanted: Export = Export(),
+    judged: Judged | None = None,
     budget: Budget = Budget(),
     force: bool = False,
     progress: Progress | None = None,
@@ -147,8 +165,10 @@ def ship(
         To run and time the exports.
     logits
         As for :func:`mint_compress.exporting.parity.check_parity`.
-    int8, fp16
-        Write the export in fewer bits as well, and judge it by this.
+    wanted
+        Whether the export is written in fewer bits as well ...
+    judged
+        ... and by what it is judged then.
     budget
         What was asked for; where that is speed, a network that is not faster is not written.
     force
@@ -169,55 +189,51 @@ def ship(
     stage, target = shipment.folder.stage, shipment.folder.target
     save(pruned, stage.tensors, builder=builder_of(original), plan=plan.to_dict())
     after = _export_or_keep(report, original, pruned, plan, images, shipment, progress)
+    part, said = shipment.part.of(pruned), shipment.part.said(pruned)
     receipt, parity = verify(
         original, pruned, after, select(images, slice(_parity_images(report))),
         predicted=_predicted(pruned, plan), tensors_path=stage.tensors, device=how.provider,
-        threads=how.threads, logits=logits, progress=progress,
+        threads=how.threads, logits=logits if shipment.part.is_whole else None, part=part, progress=progress,
     )  # fmt: skip
-    sizes = _other_size(pruned, after, images, how) if shipment.dynamic_size else ()
+    sizes = _other_size(part, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
     slow = check_speed(times, budget, force=force)
     idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
     report = replace(
         report, receipt=receipt.counted, parity=parity,
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
-        provider=times.provider, notes=(*report.notes, *after.notes, *sizes, *idle, *slow),
+        provider=times.provider, notes=(*report.notes, *said, *after.notes, *sizes, *idle, *slow),
     )  # fmt: skip
     device = report.machine.device if report.machine else "unknown"
-    sampler = Sampler(select(images, slice(SAMPLES)), how, receipt.parameters.after, device)
+    sampler = Sampler(select(images, slice(SAMPLES)), how, receipt.counted.export or 0, device)
     moves = sampler.beside(after.files, times.pruned, TOLERANCE, target.export)
-    report, more = _in_fewer_bits(report, after, shipment, sampler, int8=int8, fp16=fp16, progress=progress)
+    more: dict[Path, Path] = {}
+    if judged is not None:
+        for form in forms(wanted):
+            report, placed = _beside(form, report, after, shipment, sampler, judged, progress)
+            more |= placed
     return _put_in_place(report, {**moves, **more, stage.tensors: target.tensors}, shipment.folder)
 
 
-def _in_fewer_bits(
+def _beside(
+    form: Form,
     report: Report,
     after: ExportResult,
     shipment: Shipment,
     sampler: Sampler,
-    *,
-    int8: Judged | None,
-    fp16: Judged | None,
+    judged: Judged,
     progress: Progress | None,
 ) -> tuple[Report, dict[Path, Path]]:
-    """Make and measure the further files that are wanted; the report, and where files are to go."""
-    stage, target, how = shipment.folder.stage, shipment.folder.target, sampler.how
-    moves: dict[Path, Path] = {}
-    if int8 is not None:
-        beside = quantized(shipment.original, after, stage.int8, int8, how, progress)
-        said = remarks("int8", beside.float_pruned, beside.int8_pruned, int8.task.metric)
-        report = replace(report, int8=beside, notes=(*report.notes, *said))
-        taken = beside.int8_pruned.latency_ms
-        moves |= sampler.beside(parts_of(stage.int8), taken, INT8_TOLERANCE, target.int8)
-    if fp16 is not None and (why := why_not_halved(after.path, report.provider or "")):
-        report = replace(report, notes=(*report.notes, why))
-    elif fp16 is not None:
-        half = halved(shipment.original, after, stage.fp16, fp16, how, progress)
-        said = remarks("fp16", half.float_pruned, half.fp16_pruned, fp16.task.metric)
-        report = replace(report, fp16=half, notes=(*report.notes, *said))
-        taken = half.fp16_pruned.latency_ms
-        moves |= sampler.beside(parts_of(stage.fp16), taken, FP16_TOLERANCE, target.fp16)
-    return report, moves
+    """The export in fewer bits, made and measured: the report with that, and where its files are to go."""
+    if why := why_left_out(form, after.path, report.provider or ""):
+        return replace(report, notes=(*report.notes, why)), {}
+    stage, target = (getattr(files, form.kind) for files in (shipment.folder.stage, shipment.folder.target))
+    found = in_fewer_bits(form, shipment.original, after, stage, judged, sampler.how, progress)
+    small = found[f"{form.kind}_pruned"]
+    said = remarks(form.kind, found["float_pruned"], small, judged.task.metric)
+    moves = sampler.beside(parts_of(stage), small.latency_ms, form.tolerance, target)
+    kept: dict[str, Any] = {form.kind: form.record(**found)}
+    return replace(report, **kept, notes=(*report.notes, *said)), moves
 
 
 def check_speed(times: BenchmarkResult, budget: Budget, *, force: bool) -> tuple[str, ...]:
@@ -268,7 +284,7 @@ def _export_or_keep(
     tell("export", 0, 1)
     try:
         exported = export(
-            pruned, example, stage.export, metadata=_metadata(report),
+            shipment.part.of(pruned), example, stage.export, metadata=_metadata(report),
             dynamic_size=shipment.dynamic_size,
         )  # fmt: skip
     except MintError as error:
@@ -323,10 +339,8 @@ def check_target(folder: Folder, provider: str, wanted: Export) -> None:
         There is no exporter for the suffix, or no such provider here.
     """
     exporter = find_exporter(folder.target.export)
-    if wanted.int8:
-        find_quantizer(folder.target.export)
-    if wanted.fp16:
-        find_halver(folder.target.export)
+    for form in forms(wanted):
+        find_converter(folder.target.export, form)
     if provider == "cuda" and processes.is_main():  # asked for by name; it may be there and not load
         probe = export(nn.Linear(1, 1), torch.zeros(2, 1), folder.stage.export)
         exporter.open(probe.path, device=provider)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ def measured(
     task: Task,
     like: Any,
     progress: Progress | None = None,
+    *,
+    compared: Sequence[int] | None = None,
 ) -> dict[str, tuple[float, float | None]]:
     """Go through the data once with all exports.
 
@@ -40,6 +42,8 @@ def measured(
         Whose metric it is.
     like
         What the network returns, for its structure: a runtime gives a plain list of tensors.
+    compared
+        Which of these, by number, if not all: ``like`` has the others no more.
     progress
         Called as ("measure the exports", batches done, batches in all), 0 in all where that is not known.
 
@@ -57,7 +61,8 @@ def measured(
     for done, (inputs, targets) in enumerate(batches(source, BATCH_SIZE), start=1):
         reference = None
         for name, session in sessions.items():
-            outputs = _outputs(session.run(arrays(session, inputs)), like)
+            given = session.run(arrays(session, inputs))
+            outputs = _outputs(given if compared is None else [given[i] for i in compared], like)
             reference = outputs if reference is None else reference
             quality, agreement = meters[name]
             quality.update(outputs, reference if task.measured_on_original else targets)

@@ -235,6 +235,29 @@ def _pooled(store: Labels, func: Any, given: dict[str, Any], output: Any) -> Non
         store.put(tensor, top.reshape(*lead, *[1] * count).expand(tensor.shape))
 
 
+def _pooled_regions(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Regions (k, c, h, w) are cut out of maps (n, c, H, W): every region has the channels of the maps."""
+    labels = store.of(given["input"])
+    own = compact(labels, keep=(1,)).movedim(1, 0).reshape(labels.shape[1], -1)
+    top = own.amax(-1)
+    store.units.join(top[:, None], own)
+    store.put(output, top.reshape(1, -1, 1, 1).expand(output.shape))
+
+
+def _written_in(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Rows ``x[i] = values`` have the same channels as all others."""
+    into, values, where = given["self"], given["values"], given["indices"]
+    if len(where) != 1 or values.ndim != into.ndim or values.shape[1:] != into.shape[1:]:
+        _not_understood(store, func, given, output)
+    elif values.shape[0]:
+        own, before = store.of(values), store.of(into)
+        row = own[:1]
+        store.units.join(row, own)
+        store.put(output, _united(store.units, before, row.expand(before.shape)))
+    else:
+        store.put(output, store.of(into))
+
+
 def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
     """A label stays where it is the only one along what is reduced."""
     labels = store.of(next(iter(given.values())))
@@ -287,6 +310,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm"), _product_of_matrices),
     "as_strided_": _restrided,
     "glu": _gated,
+    **dict.fromkeys(("roi_align", "roi_pool"), _pooled_regions),
+    **dict.fromkeys(("index_put", "index_put_"), _written_in),
 }
 """Operation -> its rule. Of the others attention and whatever is computed element by element have one."""
 

@@ -24,7 +24,7 @@ from mint_compress.nn.contexts import hooked
 from mint_compress.nn.folding import computed_weights
 from mint_compress.nn.input_selection import Selecting
 from mint_compress.nn.io import tensors_in
-from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, out_channels
+from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, norm_width, out_channels
 
 MIXES = "mixes places, not channels"
 
@@ -382,10 +382,8 @@ def _channel_dim(module: Any, labels: Tensor, vary: set[int]) -> int:
 def _widths(module: Any) -> tuple[int, int]:
     if isinstance(module, WEIGHTED):
         return in_channels(module), out_channels(module)
-    for attribute in ("num_features", "num_channels", "num_parameters"):
-        if hasattr(module, attribute):
-            return (int(getattr(module, attribute)),) * 2
-    return (int(module.normalized_shape[0]),) * 2
+    several = len(getattr(module, "normalized_shape", ())) > 1
+    return (int(module.normalized_shape[0]) if several else norm_width(module),) * 2
 
 
 class _Calls(TorchFunctionMode):

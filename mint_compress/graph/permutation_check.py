@@ -117,7 +117,7 @@ def _gradient_sizes(reference: Reference) -> dict[str, float]:
         parts = [
             (t / t.detach().abs().max().clamp_min(1e-300) * torch.randn(t.shape, generator=generator)).sum()
             for t in _outputs_with_graph(reference)
-            if t.requires_grad
+            if t.requires_grad and t.numel()
         ]
         if not (parts and named):
             return {}

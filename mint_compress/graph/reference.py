@@ -17,6 +17,7 @@ from mint_compress.errors import ForeignError, our_own
 from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.copying import copied
 from mint_compress.nn.counting import layer_macs
+from mint_compress.nn.detectors import say_raw_outputs_
 from mint_compress.nn.io import run, tensors_in
 from mint_compress.nn.layers import NORMS, WEIGHTED
 
@@ -70,7 +71,8 @@ def reference_copy(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module
 
     Float64 tells the rounding of a right map from the error of a wrong one. Norms get random gains
     and biases, weights that are zero random values. Other parameters that are constant, as many are before
-    training, vary around their value: what it is may matter, as that of a threshold does.
+    training, vary around their value: what it is may matter, as that of a threshold does. Detectors give
+    what their heads say.
 
     Parameters
     ----------
@@ -94,6 +96,7 @@ def reference_copy(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module
     for parameter in copy.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+    say_raw_outputs_(copy)
     _run_in_double_(copy)
     return copy, tuple(_to_double(x) for x in inputs)
 

@@ -12,8 +12,29 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 """Layers that multiply with a matrix: those that this program prunes and repairs."""
 
+
+class _HoldsStatistics(type):
+    """Its instances are all modules of that name that hold a normalisation as buffers."""
+
+    def __instancecheck__(cls, module: object) -> bool:
+        held = {n: b for n, b in getattr(module, "_buffers", {}).items() if b is not None}
+        named = type(module).__name__ == FROZEN and {*STATISTICS} <= held.keys()
+        return named and len({held[name].shape for name in STATISTICS}) == 1
+
+
+FROZEN = "FrozenBatchNorm2d"
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+class FrozenBatchNorm(nn.Module, metaclass=_HoldsStatistics):
+    """BatchNorm that is never trained, as torchvision's detectors have it, and others a copy of their own."""
+
+    weight: Tensor
+
+
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
+    FrozenBatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
@@ -73,7 +94,7 @@ def norm_width(layer: Any) -> int:
     for attribute in ("num_features", "num_channels", "num_parameters"):
         if hasattr(layer, attribute):
             return int(getattr(layer, attribute))
-    return int(layer.normalized_shape[-1])
+    return int(layer.weight.shape[0] if isinstance(layer, FrozenBatchNorm) else layer.normalized_shape[-1])
 
 
 def side_channels(layer: Any, kind: str, side: str, dim: int) -> int:

@@ -40,15 +40,19 @@ def network_times(run: Run, shipment: Shipment, images: Inputs) -> NetworkTimes:
     """What the original takes, and each of its layers at a few widths; the main process measures."""
     how = run.settings.benchmark
 
-    def timed() -> NetworkTimes:
+    def measured() -> NetworkTimes:
         exporter = find_exporter(shipment.original.path)
         batch = _batch(images, how)
-        layers = time_layers(copied(run.original).cpu(), batch, exporter, how, progress=run.progress)
+        network = copied(run.original).cpu()
+        part = shipment.part.of(network)
+        names = {id(module): name for name, module in network.named_modules()}
+        timed = time_layers(part, batch, exporter, how, progress=run.progress)
+        layers = {names[id(part.get_submodule(name))]: times for name, times in timed.items()}
         session = exporter.open(shipment.original.path, device=how.provider, threads=how.threads)
         alone = benchmark(session, session, arrays(session, batch), seconds=min(how.seconds, 1.0))
         return NetworkTimes(alone.original.median, layers)
 
-    return processes.by_main(timed)
+    return processes.by_main(measured)
 
 
 def fast_enough(
@@ -167,7 +171,9 @@ class _Search:
         small = prune_(copied(self.planner.run.original), plan).cpu().eval()
         exporter = find_exporter(first)
         with _folder(first) as folder:
-            made = export(small, to(select(self.images, slice(2)), "cpu"), folder / first.name)
+            made = export(
+                self.shipment.part.of(small), to(select(self.images, slice(2)), "cpu"), folder / first.name
+            )
             original, pruned = (
                 exporter.open(path, device=how.provider, threads=how.threads) for path in (first, made.path)
             )

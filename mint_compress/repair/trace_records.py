@@ -16,7 +16,7 @@ from mint_compress.errors import our_own
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.im2col import is_plain
 from mint_compress.nn.io import forward, tensors_in
-from mint_compress.nn.layers import WEIGHTED
+from mint_compress.nn.layers import WEIGHTED, FrozenBatchNorm
 from mint_compress.repair.tensor_location import TensorLocation
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
@@ -140,8 +140,8 @@ def _hook(name: str, records: TraceRecords, operations: _Operations) -> Callable
             with operations.ignored():  # what the check computes is no part of the network
                 records.layers[name].is_plain &= is_plain(module, given, output)
             made.layer = made.branch = name
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.track_running_stats:
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm)):
+            if getattr(module, "track_running_stats", True):
                 records.norm_calls.append((source.layer, name))
             if source.layer is not None:
                 made.branch = source.layer

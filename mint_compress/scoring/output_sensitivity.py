@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mint_compress import processes
 from mint_compress.errors import ForeignError, first_line, foreign, our_own
 from mint_compress.nn.contexts import evaluating, hooked, requiring_gradients
 from mint_compress.nn.copying import copied
+from mint_compress.nn.detectors import everything_raw, is_detector
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import Inputs, count, of_batch, run, split, tensors_in, to
 from mint_compress.nn.layers import mean_over_places
@@ -123,7 +125,8 @@ def _slopes(
 
     hooks = [layer.register_forward_hook(keep_edge(name)) for name, layer in layers.items()]
     with hooked(hooks), evaluating(model), requiring_gradients(model), torch.enable_grad():
-        outputs = run(model, to(inputs, device_of(model)))
+        given = to(inputs, device_of(model))
+        outputs = run(partial(everything_raw, model) if is_detector(model) else model, given)
         for size in skipped:
             for out in _with_derivative(outputs):
                 _signs((size, *out.shape[1:]), signs)
@@ -147,7 +150,7 @@ def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
 
 
 def _with_derivative(outputs: Any) -> list[Tensor]:
-    return [out for out in tensors_in(outputs) if out.requires_grad]
+    return [out for out in tensors_in(outputs) if out.requires_grad and out.numel()]
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:

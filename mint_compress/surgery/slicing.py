@@ -10,7 +10,14 @@ from torch import nn
 
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import make_selecting_
-from mint_compress.nn.layers import channel_groups, is_transposed, rows_beside
+from mint_compress.nn.layers import (
+    STATISTICS,
+    FrozenBatchNorm,
+    channel_groups,
+    is_transposed,
+    norm_width,
+    rows_beside,
+)
 from mint_compress.surgery.layer_sizes import size_attributes
 
 
@@ -113,7 +120,26 @@ def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
     """
     import torch_pruning as tp
 
+    if isinstance(module, FrozenBatchNorm):
+        return _OfFrozenNorms()
     kinds = {"conv": tp.ops.OPTYPE.CONV, "depthwise": tp.ops.OPTYPE.DEPTHWISE_CONV}
     slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
     return slicer
+
+
+class _OfFrozenNorms:
+    """As Torch-Pruning's slicers, for a normalisation that is held in buffers."""
+
+    def prune_out_channels(self, module: nn.Module, channels: Sequence[int]) -> None:
+        gone = set(channels)
+        for name in STATISTICS:
+            values = module.get_buffer(name)
+            setattr(module, name, values[[i for i in range(len(values)) if i not in gone]])
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, module: nn.Module) -> int:
+        return norm_width(module)
+
+    get_in_channels = get_out_channels

@@ -177,7 +177,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
         "--calibration-images 64 --samples-per-class 9 --upper-limit .8 --round-to 1 --cost macs "
         "--no-compensate --no-distill --epochs 0 --lr .01 --batch-size 7 --device cpu --provider cpu "
         "--threads 2 --bench-batch 3 --bench-seconds .5 --seed 11 --dry-run --force --no-augment "
-        "--dynamic-size --int8 --fp16 --resume --workers 3 --max-drop 1"
+        "--dynamic-size --int8 --fp16 --export-part a.b --resume --workers 3 --max-drop 1"
     )
     assert invoke(*args.split()).exit_code == 0
     expected: dict[str, Any] = {
@@ -193,6 +193,7 @@ def test_every_option_reaches_compress(folder: Path, seen: dict[str, Any], name:
             "dynamic_size": True,
             "int8": True,
             "fp16": True,
+            "export_part": "a.b",
             "bench_batch": 3,
             "bench_seconds": 0.5,
             "seed": 11,
@@ -442,7 +443,8 @@ def test_help_shows_the_options_of_compress_by_section_and_the_other_commands() 
         "ratio data mean std arch input-shape ignore prune-inputs estimator calibration-images "
         "samples-per-class blocks upper-limit round-to cost no-compensate no-distill no-augment epochs lr "
         "batch-size device provider threads bench-batch bench-seconds seed dry-run plan json quiet force "
-        "trust weights task loss metric heal-epochs heal-minutes dynamic-size int8 fp16 workers version"
+        "trust weights task loss metric heal-epochs heal-minutes dynamic-size int8 fp16 export-part workers "
+        "version"
     )
     for name in names.split():
         assert f"--{name}" in result.stdout, name

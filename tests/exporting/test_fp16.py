@@ -15,7 +15,7 @@ from toydata import arrays
 
 from mint_compress import MintError, Report, compress
 from mint_compress.exporting import protocol
-from mint_compress.exporting.halving import find_halver
+from mint_compress.exporting.fewer_bits import FP16, find_converter
 from mint_compress.exporting.protocol import export, find_exporter
 from mint_compress.files import sha256_of
 from mint_compress.settings import Benchmark
@@ -95,4 +95,4 @@ def test_what_cannot_be_is_refused_before_anything_is_read(
 
     monkeypatch.setattr(protocol, "_installed", lambda: [Other()])
     with pytest.raises(MintError, match="exporter other does not write fp16"):
-        find_halver(Path("small.other"))
+        find_converter(Path("small.other"), FP16)

@@ -1,11 +1,11 @@
-"""int8 beside float: both exports quantised, and all four measured on the same data and timed in turn."""
+"""int8 and fp16 beside float: both exports written in fewer bits, and all four measured and timed in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -18,14 +18,12 @@ from mint_compress.exporting.timing import time_in_turn
 from mint_compress.files import size_of, writing
 from mint_compress.nn.io import Inputs, count, select, split
 from mint_compress.progress import Progress
-from mint_compress.reporting.records import ExportFigures, Metric, SideBySide
-from mint_compress.settings import Benchmark
+from mint_compress.reporting.records import ExportFigures, HalfSideBySide, Metric, SideBySide
+from mint_compress.settings import Benchmark, Export
 from mint_compress.training.tasks.protocol import Task
 
 IMAGES, AT_ONCE = 256, 32
 """Calibration images that the ranges of activations are taken from, and how many at a time."""
-INT8_TOLERANCE = 0.05
-"""Difference between two machines: a value at the edge of two integers may fall to either side."""
 MUCH = 0.01
 """Loss of a metric in % that is told in a note of its own."""
 
@@ -37,20 +35,69 @@ class Quantizer(Protocol):
         """Write ``output``; ``batches`` are tuples of arrays, in the order of the file's inputs."""
 
 
-def find_quantizer(path: Path) -> Quantizer:
-    """The exporter for ``path``, which must know int8.
+class Halver(Protocol):
+    """An exporter that can make a file in half precision of one of its own."""
+
+    @property
+    def half_providers(self) -> tuple[str, ...]:
+        """Providers that are faster in half precision; others compute in float what is stored in half."""
+
+    def halve(self, path: Path, output: Path) -> None:
+        """Write ``output``."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Fewer bits than float.
+
+    Attributes
+    ----------
+    kind
+        As options, reports and files call it.
+    method
+        That an exporter has if it knows the form: of a :class:`Quantizer`, or a :class:`Halver`.
+    record
+        What the figures are kept in.
+    tolerance
+        Largest difference between two machines, as a share of the largest magnitude of an output.
+    """
+
+    kind: str
+    method: str
+    record: type[SideBySide] | type[HalfSideBySide]
+    tolerance: float
+
+
+INT8 = Form("int8", "quantize", SideBySide, 0.05)  # a value at the edge of two integers falls to either side
+FP16 = Form("fp16", "halve", HalfSideBySide, 0.01)  # ten bits of the mantissa, and many layers
+
+
+def forms(wanted: Export) -> tuple[Form, ...]:
+    """Those that are asked for."""
+    return tuple(form for form in (INT8, FP16) if getattr(wanted, form.kind))
+
+
+def find_converter(path: Path, form: Form) -> Any:
+    """The exporter for ``path``: a :class:`Quantizer` or :class:`Halver`, as the form wants.
 
     Raises
     ------
     MintError
-        It does not, or what it needs for that is not installed.
+        It does not know the form, or what it needs for that is not installed.
     """
     exporter = find_exporter(path)
-    if not callable(getattr(exporter, "quantize", None)):
-        raise MintError(f"The exporter {exporter.name} does not write int8. Leave --int8 out.")
+    if not callable(getattr(exporter, form.method, None)):
+        raise MintError(f"The exporter {exporter.name} does not write {form.kind}. Leave --{form.kind} out.")
     if isinstance(exporter, NeedsPackages):
-        exporter.require(int8=True)
-    return cast("Quantizer", exporter)
+        exporter.require(int8=form is INT8)
+    return exporter
+
+
+def why_left_out(form: Form, path: Path, provider: str) -> str | None:
+    """Why a file in this form is of no use there; None where it is."""
+    if form is not FP16 or provider in (wanted := find_converter(path, form).half_providers):
+        return None
+    return f"fp16 was left out: it is for {' or '.join(wanted)}, and the export runs on {provider} here"
 
 
 @dataclass(frozen=True)
@@ -65,53 +112,70 @@ class Judged:
         The test data, and the metric.
     like
         What the network returns, for its structure.
+    compared
+        Which of its tensors, by number: of a part of a network some may be as wide as the plan has left them,
+        which the original's are not. ``like`` is then a list of these alone. None: all.
     """
 
     images: Inputs
     source: Source
     task: Task
     like: Any
+    compared: Sequence[int] | None = None
 
 
-def quantized(
+def in_fewer_bits(
+    form: Form,
     original: ExportResult,
     pruned: ExportResult,
     output: Path,
     judged: Judged,
     how: Benchmark,
     progress: Progress | None = None,
-) -> SideBySide:
-    """Write ``output``, the int8 file of the pruned export, and hold it against the others.
+) -> dict[str, ExportFigures]:
+    """Write ``output``, the pruned export in fewer bits, and hold it against the others.
+
+    Returns
+    -------
+    dict
+        The fields of the form's record.
 
     Raises
     ------
     MintError
-        The runtime cannot quantise one of the files.
+        The runtime cannot convert one of the files.
     """
     tell = progress or (lambda *_: None)
     beside = original.path.with_name(output.name)
+    for done, (before, after) in enumerate(((original.path, beside), (pruned.path, output))):
+        tell(form.kind, done, 2)
+        with writing(after):
+            _convert(form, before, after, judged.images, how)
+    tell(form.kind, 2, 2)
     paths = {
         "float_original": original.path, "float_pruned": pruned.path,
-        "int8_original": beside, "int8_pruned": output,
+        f"{form.kind}_original": beside, f"{form.kind}_pruned": output,
     }  # fmt: skip
-    few = select(judged.images, slice(IMAGES))
-    for done, (before, after) in enumerate(((original.path, beside), (pruned.path, output))):
-        tell("int8", done, 2)
-        session = _opened(before, how, threads=how.threads)
-        given = (arrays(session, part) for part, _ in split(few, AT_ONCE))
-        with writing(after):
-            find_quantizer(before).quantize(before, after, given)
-    tell("int8", 2, 2)
-    return SideBySide(**figures(paths, judged, how, progress))
+    return _figures(paths, judged, how, progress)
 
 
-def figures(
+def _convert(form: Form, before: Path, after: Path, images: Inputs, how: Benchmark) -> None:
+    exporter = find_converter(before, form)
+    if form is FP16:
+        exporter.halve(before, after)
+        return
+    session = _opened(before, how, threads=how.threads)
+    few = split(select(images, slice(IMAGES)), AT_ONCE)
+    exporter.quantize(before, after, (arrays(session, part) for part, _ in few))
+
+
+def _figures(
     paths: Mapping[str, Path], judged: Judged, how: Benchmark, progress: Progress | None = None
 ) -> dict[str, ExportFigures]:
     """Measure exports on the same data and time them in turn; the others are held against the first."""
     found = measured(
         {name: _opened(path, how, threads=0) for name, path in paths.items()},
-        judged.source, judged.task, judged.like, progress,
+        judged.source, judged.task, judged.like, progress, compared=judged.compared,
     )  # fmt: skip
     sessions = [_opened(path, how, threads=how.threads) for path in paths.values()]
     batch = arrays(sessions[0], select(judged.images, torch.arange(how.batch) % count(judged.images)))

@@ -19,7 +19,7 @@ from toydata import CLASSES, arrays, task
 
 from mint_compress import MintError, Report, compress
 from mint_compress.exporting import protocol
-from mint_compress.exporting.quantizing import find_quantizer, remarks
+from mint_compress.exporting.fewer_bits import INT8, find_converter, remarks
 from mint_compress.nn.io import tensors_in, with_tensors
 from mint_compress.reporting.records import ExportFigures, Latency, Metric
 from mint_compress.training.evaluation import accuracy
@@ -84,7 +84,7 @@ def test_there_must_be_real_images_and_an_exporter_that_knows_int8(
 
     monkeypatch.setattr(protocol, "_installed", lambda: [Other()])
     with pytest.raises(MintError, match="exporter other does not write int8"):
-        find_quantizer(Path("small.other"))
+        find_converter(Path("small.other"), INT8)
 
 
 def test_an_int8_file_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -57,13 +58,14 @@ class Pass:
         self.result: Any = None
         self._error: BaseException | None = None
         self._cancelled = self._ended = False
-        self._may_run, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        # no semaphores: one that Ctrl+C interrupts while it wakes a thread may wake none ever after
+        self._may_run, self._paused = SimpleQueue[None](), SimpleQueue[None]()
         self._thread = threading.Thread(target=self._run, args=(model, batch), daemon=True)
         self._thread.start()
 
     def _run(self, model: nn.Module, batch: Any) -> None:
         _own_thread.forward_pass = self
-        self._may_run.acquire()
+        self._may_run.get()
         try:
             if not self._cancelled:
                 with torch.no_grad():  # grad mode belongs to the thread
@@ -74,7 +76,7 @@ class Pass:
             self._error = error
         self.paused_at = self.inputs = self.output = None
         self._ended = True
-        self._paused.release()
+        self._paused.put(None)
 
     def advance(self) -> str | None:
         """Run to the next layer and return its name; None at the end, and ever after.
@@ -85,8 +87,8 @@ class Pass:
             Whatever the forward pass raised on its way there.
         """
         if not self._ended:
-            self._may_run.release()
-            self._paused.acquire()
+            self._may_run.put(None)
+            self._paused.get()
         if self._error is not None:
             raise self._error
         return self.paused_at
@@ -95,8 +97,8 @@ class Pass:
         """Called in the pass's own thread by a layer's hook."""
         self.paused_at, self.inputs, self.output = name, inputs, output
         self.pauses += 1
-        self._paused.release()
-        self._may_run.acquire()
+        self._paused.put(None)
+        self._may_run.get()
         if self._cancelled:
             raise _Cancelled
 
@@ -113,7 +115,7 @@ class Pass:
     def cancel(self) -> None:
         """End the thread, wherever it is."""
         self._cancelled = True
-        self._may_run.release()
+        self._may_run.put(None)
         self._thread.join()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import sys
 import threading
 from typing import Any
 
@@ -158,3 +161,37 @@ def test_other_passes_may_go_through_the_network_meanwhile() -> None:
             assert inner.advance() is None
         assert outer.paused_at == "conv2" and outer.inputs is held
         assert outer.advance() == "fc" and len(outer.recorded["fc"]) == 2
+
+
+@pytest.mark.timeout(60)
+def test_wherever_it_is_interrupted_all_threads_end() -> None:
+    model = build("residual")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    threads = threading.active_count()
+
+    def interrupted(after: int) -> bool:
+        """Whether there are so many lines to advance a pass, of the standard library's as well."""
+        left = after
+
+        def trace(frame: object, event: str, arg: object) -> object:
+            nonlocal left
+            left -= event == "line"
+            if left == 0:
+                raise KeyboardInterrupt
+            return trace
+
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            synchronised_passes(model, layers, batches()[:1], after=True) as [one],
+        ):
+            one.advance()
+            sys.settrace(trace)
+            try:
+                one.advance()
+            finally:
+                sys.settrace(None)
+        return left <= 0
+
+    lines = next(count for count in itertools.count(1) if not interrupted(count))
+    assert lines > 3
+    assert threading.active_count() == threads

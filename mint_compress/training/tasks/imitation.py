@@ -73,6 +73,10 @@ class Imitation(Task):
         return "agreement", None
 
 
+ROUNDING = 1e-6
+"""Of an output's magnitude: what differs by less from sample to sample is the same."""
+
+
 class MeanMeter:
     """The mean of what a function of both outputs gives for each sample, or pixel."""
 
@@ -108,6 +112,7 @@ class AgreementMeter:
         self.sums: list[Tensor] = []
         self.squares: list[Tensor] = []
         self.errors: list[Tensor] = []
+        self.sizes: list[float] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Add a batch."""
@@ -126,18 +131,21 @@ class AgreementMeter:
             self.shift = [theirs.mean(0) for _, theirs in pairs]
             zeros = [torch.zeros_like(shift) for shift in self.shift]
             self.sums, self.squares, self.errors = zeros, list(zeros), list(zeros)
+            self.sizes = [0.0] * len(pairs)
         self.count += len(pairs[0][1])
         for i, (ours, theirs) in enumerate(pairs):
             off = theirs - self.shift[i]
             self.sums[i] = self.sums[i] + off.sum(0)
             self.squares[i] = self.squares[i] + off.square().sum(0)
             self.errors[i] = self.errors[i] + (ours - theirs).square().sum(0)
+            self.sizes[i] += float(theirs.square().sum())
 
     def compute(self) -> Measurement:
         """Outputs that are the same for all samples do not count, unless there are no others."""
         kept = []
-        for sums, squares, errors in zip(self.sums, self.squares, self.errors, strict=True):
+        for sums, squares, errors, size in zip(self.sums, self.squares, self.errors, self.sizes, strict=True):
             variance, error = float((squares - sums.square() / self.count).sum()), float(errors.sum())
-            kept.append(1 - error / variance if variance > 1e-24 else 1.0 - float(error > 0))
+            rounding = ROUNDING**2 * size
+            kept.append(1 - error / variance if variance > rounding else 1.0 - float(error > rounding))
         each = {f"output {i + 1}": value for i, value in enumerate(kept)} if len(kept) > 1 else {}
         return Measurement(sum(kept) / len(kept), each)

@@ -260,3 +260,20 @@ def test_the_distance_of_outputs_far_from_zero_is_that_of_what_varies() -> None:
     share = float((ours - taught).square().mean() / taught.var(correction=0))
     assert float(output_distance(ours.float(), taught.float())) == pytest.approx(share, rel=1e-2)
     assert float(output_distance(torch.ones(4, 2), torch.ones(4, 2))) == 0
+
+
+def test_what_differs_by_rounding_alone_is_the_same_for_all_samples() -> None:
+    class Constant(nn.Module):
+        """Its output is the same but for the last bits."""
+
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 2), self.value) * (1 + 1e-7 * x[:, :2])
+
+    source = TensorDataset(drawn(64, 5))
+    for value, agreement in ((4.0, 1.0), (4.001, 0.0)):
+        found = evaluate(Constant(value), source, Imitation(), reference=Constant(4.0 * (1 + 1e-7)))
+        assert found.value == agreement

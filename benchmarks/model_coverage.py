@@ -4,11 +4,12 @@
     python benchmarks/model_coverage.py --only '*resnet*' --again
     python benchmarks/model_coverage.py --table            # the table alone
 
-Every torchvision classifier and segmentation model, the smallest YOLO of each kind and job of the
-ultralytics package, and of timm the first pretrained entry of each module of
-``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed as not run. Each runs in
-a process of its own with a limit on processor time (one thread; what else the machine does makes no
-difference) and on memory, at the smallest input that it accepts. "Worked" means: the channel groups are
+Every torchvision classifier, segmentation model and detector (whose heads' raw outputs are what is
+exported), the smallest YOLO of each kind and job of the ultralytics package, and of timm the first pretrained
+entry of each module of ``timm.list_modules()`` under 100 M parameters; torchvision's above 200 M are listed
+as not run. Each runs in a process of its own with a limit on processor time (one thread; what else the
+machine does makes no difference) and on memory, at the smallest input that it accepts; detectors that would
+enlarge their images look at 128x128. "Worked" means: the channel groups are
 found, 50 % of the parameters are really gone after scoring, planning, removal and repair (``--estimator
 random`` draws which channels go, which takes less time), the forward pass and a training step stay finite,
 the saved file loads again to the same tensors and outputs, the ONNX export has a dynamic batch, its
@@ -86,7 +87,7 @@ def chosen(only: Sequence[str], known: dict[str, Record]) -> Iterator[Choice]:
 def _of_torchvision() -> Iterator[Choice]:
     from torchvision import models
 
-    for module in (models, models.segmentation):
+    for module in (models, models.segmentation, models.detection):
         for name in models.list_models(module=module):
             family = models.get_model_builder(name).__module__.rpartition(".")[2]
             size = models.get_model_weights(name).DEFAULT.meta["num_params"]

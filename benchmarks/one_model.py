@@ -27,8 +27,10 @@ from mint_compress.checkpoints.loading import Builder
 from mint_compress.checkpoints.registry import TIERS, original_input_shape
 from mint_compress.data.synthetic import synthetic_images
 from mint_compress.estimators import uses_samples
+from mint_compress.exporting.export_part import find_part
 from mint_compress.graph.engine_comparison import compared
 from mint_compress.nn.counting import parameters
+from mint_compress.nn.detectors import everything_raw, is_detector
 from mint_compress.nn.io import tensors_in
 from mint_compress.planning.search import most_removed
 
@@ -36,6 +38,8 @@ RATIO = 0.5
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 331, 384, 448, 512, 1024)
 TRAINING_BATCH = 4
 IMAGES = 16
+DETECTORS_SIDE = 128
+"""Pixels: torchvision's detectors enlarge every image to 800 otherwise."""
 COMPARED = 30
 """Seconds of analysis above which the two engines that find groups are not compared."""
 LOADED = 1e-5
@@ -134,22 +138,25 @@ def finish(
         known = name.partition(":")[0] in TIERS
         loaded = mc.load(folder / "m.safetensors", builder=None if known else lambda: built(name))
         check_same(loaded, pruned, few)
+    part = find_part(loaded, None).of(loaded)
     with log.step("export"):
-        exported = mc.export(loaded, (images[:2],), folder / "m.onnx")
+        exported = mc.export(part, (images[:2],), folder / "m.onnx")
     with log.step("verify"):
         modules = {n for n, _ in loaded.named_modules()}
         predicted = {n: after for n, (_, after) in plan.layers.items() if n in modules}
         _, parity = mc.verify(
             model, loaded, exported, images, predicted=predicted, device="cpu",
-            tensors_path=folder / "m.safetensors",
+            tensors_path=folder / "m.safetensors", part=part,
         )  # fmt: skip
     log(parity=parity.max_rel)
 
 
 def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """All outputs, in eval mode."""
+    """All outputs, in eval mode; of a detector that is not trained, what its heads say."""
     with torch.no_grad():
-        return list(tensors_in(network.eval()(images)))
+        network.eval()
+        given = everything_raw(network, images) if is_detector(network) else network(images)
+        return list(tensors_in(given))
 
 
 def check_same(loaded: nn.Module, saved: nn.Module, images: Tensor) -> None:
@@ -179,8 +186,11 @@ def built(name: str) -> nn.Module:
     from torchvision import models
 
     options: dict[str, Any] = {"weights": None}
-    if models.get_model_builder(leaf).__module__.startswith("torchvision.models.segmentation"):
+    module = models.get_model_builder(leaf).__module__
+    if module.startswith(("torchvision.models.segmentation", "torchvision.models.detection")):
         options["weights_backbone"] = None
+    if "detection" in module and not leaf.startswith("ssd"):
+        options |= {"min_size": DETECTORS_SIDE, "max_size": DETECTORS_SIDE}
     if leaf in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # half a minute of scipy; PyTorch's own random weights do
     made = models.get_model(leaf, **options)
@@ -189,6 +199,9 @@ def built(name: str) -> nn.Module:
 
 def smallest_input(model: nn.Module, name: str) -> tuple[int, ...]:
     """The smallest square image that the network evaluates and trains on."""
+    if is_detector(model):
+        transform: Any = model.transform
+        return (3, *(transform.fixed_size or (transform.max_size,) * 2))
     own = original_input_shape(name) if name.partition(":")[0] in TIERS else (3, 640, 640)
     for shape in (*((own[0], side, side) for side in SIDES), own):
         with torch.no_grad():
@@ -208,12 +221,25 @@ def training_step(model: nn.Module, images: Tensor) -> None:
     """One step of SGD on all outputs, towards their first class."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    losses = [-out.log_softmax(1)[:, 0].mean() for out in tensors_in(model(images))]
+    if is_detector(model):
+        losses = list(model(list(images), [target_of(image) for image in images]).values())
+    else:
+        losses = [-out.log_softmax(1)[:, 0].mean() for out in tensors_in(model(images))]
     loss = torch.stack(losses).sum()
     loss.backward()
     finite([loss, *(p.grad for p in model.parameters() if p.grad is not None)], "the gradients")
     optimizer.step()
     model.eval()
+
+
+def target_of(image: Tensor) -> dict[str, Tensor]:
+    """One object in the middle of an image, with a mask, and a person's 17 points."""
+    height, width = image.shape[1:]
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    box = torch.tensor([[width / 4, height / 4, width / 2, height / 2]])
+    points = torch.tensor([width / 3, height / 3, 1.0]).expand(1, 17, 3)
+    return {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "keypoints": points}
 
 
 def finite(tensors: Sequence[Tensor], what: str) -> None:

@@ -86,8 +86,8 @@ def test_a_network_that_cannot_be_exported_is_refused_before_anything_is_compute
     assert str(caught.value) == (
         f"PyTorch cannot export Early to ONNX (test_shipping.py, line {line}): its forward pass depends on "
         "values that it computes, as in an 'if'. Write that with torch.where or torch.cond, or take it out. "
-        "Nothing was computed yet. --export-part exports a part of it; without an output, compress() in Python "
-        "needs no export."
+        "Nothing was computed yet. --export-part exports a part of it; without an output, compress() in "
+        "Python needs no export."
     )
     assert caught.value.exit_code == 2 and stages.seen == BEFORE
     assert os.listdir(tmp_path) == []

@@ -173,7 +173,7 @@ def _details(original: Measurement, compressed: Measurement | None) -> dict[str,
 def unrepaired(plan: PruningPlan, repairs: Sequence[Repair]) -> tuple[str, ...]:
     """A line for the layers that lost inputs and could not be refitted."""
     missed = sorted({c.layer for c in plan.cuts if c.side == "in"} - {r.layer for r in repairs})
-    reason = "sharing a weight, transposed, or not a plain convolution or linear layer"
+    reason = "sharing a weight, or not a plain convolution or linear layer"
     return (f"not repaired ({reason}): {', '.join(missed)}",) if missed else ()
 
 

@@ -116,6 +116,10 @@ def is_plain(layer: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     bias = layer.bias
     if bias is not None:
         ours = ours + bias.detach().double().reshape(ours.shape[0], 1, -1)  # type: ignore[operator, union-attr]
-    theirs = output_rows(layer, output[:1], positions).double()
+    return agrees(ours, output_rows(layer, output[:1], positions).double())
+
+
+def agrees(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two results are the same, up to what single precision makes of a long sum."""
     scale = theirs.abs().max().clamp_min(1e-6)
     return ours.shape == theirs.shape and bool(((ours - theirs).abs().max() / scale) < 1e-2)

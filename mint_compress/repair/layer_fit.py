@@ -8,16 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mint_compress.nn.im2col import (
-    input_rows,
-    output_positions,
-    output_rows,
-    sample_positions,
-    set_weight_matrix,
-    weight_matrix,
-)
+from mint_compress.nn.im2col import sample_positions
 from mint_compress.nn.io import count, of_batch
-from mint_compress.nn.layers import channel_groups, matrix_columns
+from mint_compress.nn.linear_maps import linear_map
 from mint_compress.nn.moments import MAX_COLUMNS, rows_wanted
 from mint_compress.processes import by_main, world
 from mint_compress.repair.layers_to_repair import LayerToRepair
@@ -76,7 +69,8 @@ def refit_(
     each = [count(of_batch(batch)) for batch in networks.batches[: len(pairs)]]
     size = _sample_size(layer, _extent(layer, pairs[0], each[0])[0], each)
     intercept = layer.norm is not None or layer.module.bias is not None
-    fit = RidgeFit.of(matrix_columns(layer.module), rows=size.rows, intercept=intercept)
+    linear = linear_map(layer.module)
+    fit = RidgeFit.of(linear.columns, rows=size.rows, intercept=intercept)
     if layer.calls == 1:
         _add(fit, layer, pairs, each, size, generator)
     else:
@@ -87,11 +81,11 @@ def refit_(
                 advance_to(layer.name, others, call + 1)
                 _add(fit, layer, others, each, size, generator)
     fit.add_up_()
-    prior = weight_matrix(layer.module)
+    prior = linear.matrix()
     chosen = by_main(lambda: fit.choose(prior).to(prior.device if world() == 1 else "cpu"))
-    set_weight_matrix(layer.module, chosen.weight)
+    linear.write_(chosen.weight)
     if chosen.intercept is not None:
-        _write_intercept_(layer.module, layer.norm, chosen.intercept.flatten())
+        _write_intercept_(layer.module, layer.norm, linear.by_channel(chosen.intercept.flatten()))
     return Repair(layer.name, chosen.before, chosen.after, chosen.ridge)
 
 
@@ -106,7 +100,8 @@ class _SampleSize:
 
 def _sample_size(layer: LayerToRepair, places: int, each: Sequence[int]) -> _SampleSize:
     """As many rows as the layer's columns need, where its output has so many places."""
-    columns, groups = matrix_columns(layer.module), channel_groups(layer.module)
+    linear = linear_map(layer.module)
+    columns, groups = linear.columns, linear.groups
     batches, images = len(each), sum(each)
 
     def wanted(among: int) -> int:
@@ -130,7 +125,7 @@ def _extent(layer: LayerToRepair, pair: PassPair | None, images: int) -> tuple[i
     def tell() -> tuple[int, int]:
         assert pair is not None, "the main process has the first batch"
         made = pair.original.made()
-        return output_positions(layer.module, made), made.shape[0] // images
+        return linear_map(layer.module).places(made), made.shape[0] // images
 
     return by_main(tell)
 
@@ -144,7 +139,7 @@ def _add(
     generator: torch.Generator,
 ) -> None:
     """Take what the passes have brought to the layer, and what it should make of it."""
-    seen = 0
+    seen, linear = 0, linear_map(layer.module)
     others = _extent(layer, pairs[0], each[0])
     for pair, batch in zip(pairs, each, strict=False):
         if pair is None:  # what another process draws
@@ -152,11 +147,10 @@ def _add(
             seen += others[1] * batch
             continue
         given, wanted = pair.pruned.given(), target(layer, pair)
-        places = output_positions(layer.module, wanted)
-        positions = sample_positions(places, size.positions, generator)
-        x = input_rows(layer.module, given, wanted, positions)
+        positions = sample_positions(linear.places(wanted), size.positions, generator).to(given.device)
+        x = linear.rows(given, wanted, positions)
         images = range(seen, seen + given.shape[0])
-        fit.add(x, output_rows(layer.module, wanted, positions), images)
+        fit.add(x, linear.outputs(wanted, positions), images)
         seen = images.stop
 
 

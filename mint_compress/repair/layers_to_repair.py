@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mint_compress.nn.layers import out_channels
 from mint_compress.repair.adjacency import Topology
 from mint_compress.repair.tensor_location import TensorLocation
 from mint_compress.surgery.pruning_plan import PruningPlan
@@ -85,10 +86,9 @@ def _names(model: nn.Module, plan: PruningPlan, topology: Topology, everywhere: 
     for name in dict.fromkeys(topology.calls):
         reached = reached or name in layers_with_fewer_inputs
         wanted = reached and (everywhere or name in layers_with_fewer_inputs)
-        if wanted and name in topology.simple and not getattr(model.get_submodule(name), "transposed", False):
+        if wanted and name in topology.simple:
             yield name
 
 
 def _kept(layer: nn.Module, removed: set[int]) -> Tensor:
-    width = layer.weight.shape[0]  # type: ignore[union-attr, index]
-    return torch.tensor([channel for channel in range(width) if channel not in removed])
+    return torch.tensor([channel for channel in range(out_channels(layer)) if channel not in removed])

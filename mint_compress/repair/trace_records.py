@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from mint_compress.errors import our_own
 from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.im2col import is_plain
 from mint_compress.nn.io import forward, tensors_in
 from mint_compress.nn.layers import WEIGHTED, FrozenBatchNorm
+from mint_compress.nn.linear_maps import linear_map
 from mint_compress.repair.tensor_location import TensorLocation
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
@@ -138,7 +138,7 @@ def _hook(name: str, records: TraceRecords, operations: _Operations) -> Callable
             records.see(given, TensorLocation(name, "input"))
             records.calls.append(name)
             with operations.ignored():  # what the check computes is no part of the network
-                records.layers[name].is_plain &= is_plain(module, given, output)
+                records.layers[name].is_plain &= linear_map(module).is_exact(given, output)
             made.layer = made.branch = name
         elif isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm)):
             if getattr(module, "track_running_stats", True):

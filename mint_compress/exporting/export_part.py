@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,12 @@ class ExportPart:
     ----------
     name
         For a person; None: all of it.
-    take
-        Network -> the part, which has its layers in common with it and takes what it takes.
+    asked
+        The name of a module, or ``package.module:callable``; None: a detector's raw heads.
     """
 
     name: str | None = None
-    take: Callable[[nn.Module], nn.Module] = lambda network: network
+    asked: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -45,7 +44,7 @@ class ExportPart:
         if self.is_whole:
             return network
         with foreign(f"Taking the part {self.name}"):
-            made: Any = self.take(network)
+            made = self._taken(network)
         own = {id(p) for p in network.parameters()}
         if not isinstance(made, nn.Module) or not any(id(p) in own for p in made.parameters()):
             raise MintError(
@@ -53,6 +52,13 @@ class ExportPart:
                 "layers of the network itself, no copies of them."
             )
         return made.eval()
+
+    def _taken(self, network: nn.Module) -> Any:
+        if self.asked is None:
+            return RawHeads(network)
+        if ":" in self.asked:
+            return import_named(self.asked, "the part")(network)
+        return _Inner(network, self.asked)
 
     def said(self, network: nn.Module) -> tuple[str, ...]:
         """A line on what is in the file and what is not."""
@@ -85,16 +91,17 @@ def find_part(network: nn.Module, asked: str | None) -> ExportPart:
         There is no such module or callable.
     """
     if asked is None:
-        return ExportPart("the raw heads", RawHeads) if is_detector(network) else WHOLE
+        return ExportPart("the raw heads") if is_detector(network) else WHOLE
     if ":" in asked:
-        return ExportPart(asked, import_named(asked, "the part"))
+        import_named(asked, "the part")
+        return ExportPart(asked, asked)
     names = [name for name, _ in network.named_modules() if name]
     if asked not in names:
         raise MintError(
             f"--export-part {asked!r} names no module. The network has, for example, {', '.join(names[:3])}; "
             "package.module:callable makes a part of your own."
         )
-    return ExportPart(asked, lambda whole: _Inner(whole, asked))
+    return ExportPart(asked, asked)
 
 
 class _Inner(nn.Module):

@@ -7,19 +7,23 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from mint_exporters import onnx_bias_correction, onnx_int8
+from mint_exporters.onnx import OnnxExporter
 from networks import Chain
-from torch import Tensor
+from torch import Tensor, nn
 from toydata import CLASSES, arrays, task
 
 from mint_compress import MintError, Report, compress
 from mint_compress.exporting import protocol
 from mint_compress.exporting.fewer_bits import INT8, find_converter, remarks
+from mint_compress.exporting.protocol import export
 from mint_compress.nn.io import tensors_in, with_tensors
 from mint_compress.reporting.records import ExportFigures, Latency, Metric
 from mint_compress.training.evaluation import accuracy
@@ -123,3 +127,41 @@ def test_tensors_of_a_runtime_take_the_places_of_the_networks_own() -> None:
     made = with_tensors(like, given)
     assert made == {"logits": 0.0, "more": [1.0, [{"a": 2.0, "b": 7}, None]]}
     assert [float(t) for t in tensors_in(made)] == [0, 1, 2]
+
+
+def test_what_rounding_weights_adds_on_average_is_taken_out_of_the_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 9, 3, groups=3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(9 * 4, 5),
+    ).eval()  # fmt: skip
+    x = 3 + 0.1 * torch.randn(64, 6, 6, 6)
+    path = export(network, (x[:2],), tmp_path / "float.onnx").path
+
+    def bias_of_outputs(name: str) -> float:
+        OnnxExporter().quantize(path, tmp_path / name, [(x.numpy(),)])
+        [float_], [int8] = (OnnxExporter().open(p).run((x.numpy(),)) for p in (path, tmp_path / name))
+        return float(np.abs((int8 - float_).mean(0)).max() / np.abs(float_).max())
+
+    found: list[int] = []
+
+    def counted(*given: Any) -> int:
+        found.append(onnx_bias_correction.correct_biases(*given))
+        return found[-1]
+
+    monkeypatch.setattr(onnx_int8, "correct_biases", counted)
+    corrected = bias_of_outputs("corrected.onnx")
+    assert found == [3]
+    monkeypatch.setattr(onnx_int8, "correct_biases", lambda *_: 0)
+    assert corrected < 0.5 * bias_of_outputs("as_rounded.onnx")
+
+
+def test_of_any_number_of_samples_there_are_ranges(tmp_path: Path) -> None:
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(19, 3, 6, 6)
+    path = export(network, (x[:2],), tmp_path / "float.onnx").path
+    for batches in ([(x[:3].numpy(),)], [(x[:8].numpy(),), (x[8:].numpy(),)]):
+        OnnxExporter().quantize(path, tmp_path / "int8.onnx", batches)
+        [float_], [int8] = (OnnxExporter().open(p).run((x.numpy(),)) for p in (path, tmp_path / "int8.onnx"))
+        assert np.abs(int8 - float_).mean() < 0.02 * np.abs(float_).max()

@@ -134,8 +134,9 @@ def calibrate(
         watched = {n: modules[n] for n in called}
         sensitivity = output_sensitivity(model, watched, batches, seed=seed) if moments else {}
     return Calibration(
-        {n: observer.moments[n].result() for n in called} if moments else {},
-        {n: observer.samples[n].result() for n in called} if samples else {},
+        # what a result is made of goes before the next one comes
+        {n: observer.moments.pop(n).result() for n in called} if moments else {},
+        {n: observer.samples.pop(n).result() for n in called} if samples else {},
         images,
         seed,
         sensitivity,
@@ -157,8 +158,8 @@ class _Observer:
     """
 
     names: Sequence[str]
-    moments: Mapping[str, MomentsOfLayer]
-    samples: Mapping[str, LayerSamples]
+    moments: dict[str, MomentsOfLayer]
+    samples: dict[str, LayerSamples]
     finite: dict[str, bool] = field(default_factory=dict)
 
     def look(self, name: str, inputs: Tensor, output: Tensor) -> None:

@@ -145,12 +145,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in options.networks:
         mine = in_own_process(options, name, "ours")
-        peer = in_own_process(options, name, "torch-pruning")
+        try:
+            peer = in_own_process(options, name, "torch-pruning")
+        except subprocess.CalledProcessError:  # of some networks it makes none that runs
+            peer = {}
         floor = floors(name, options.side, mine["images"], single, double)
         stages = ", ".join(f"{stage} {s:.0f}" for stage, s in mine["stages"].items() if s >= 0.5)
         below = ", ".join(f"{what} {s:.0f}" for what, s in floor.items())
         figures = [name, mine["images"], f"{mine['seconds']:.0f}", stages, below, f"{mine['peak_gib']:.1f}"]
-        figures += [f"{peer['seconds']:.0f}", f"{peer['peak_gib']:.1f}"]
+        figures += [f"{peer['seconds']:.0f}", f"{peer['peak_gib']:.1f}"] if peer else ["fails", ""]
         print(f"| {' | '.join(map(str, figures))} |", flush=True)
         if options.json:
             row = {

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from mint_compress.exporting.session import Array
+
+if TYPE_CHECKING:
+    import onnx
 
 Floats = NDArray[np.float64]
 
@@ -40,13 +41,15 @@ def correct_biases(prepared: Path, quantised: Path, batches: Iterable[dict[str, 
     int
         How many layers were corrected: convolutions and matrix products with a bias.
     """
+    import onnx
+    from onnx.numpy_helper import from_array
+
     layers = list(_layers(onnx.load(prepared), quantised_file := onnx.load(quantised)))
     means = _input_means(prepared, layers, batches, folder / "means.onnx")
     for layer in layers:
-        steps = numpy_helper.to_array(layer.bias_scale).astype(np.float64)
-        held = numpy_helper.to_array(layer.bias)
+        steps, held = _array(layer.bias_scale).astype(np.float64), _array(layer.bias)
         shift = np.round(layer.shift(means[layer.reads]) / steps).astype(held.dtype)
-        layer.bias.CopyFrom(numpy_helper.from_array(held - shift, layer.bias.name))
+        layer.bias.CopyFrom(from_array(held - shift, layer.bias.name))
     onnx.save(quantised_file, quantised)
     return len(layers)
 
@@ -97,7 +100,7 @@ def _layers(prepared: onnx.ModelProto, quantised: onnx.ModelProto) -> Iterator[_
             continue  # left in float, or without a bias
         weight, bias = pair
         assert weight is not None and bias is not None
-        error = _restored(weight, kept) - numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
+        error = _restored(weight, kept) - _array(weights[node.input[1]]).astype(np.float64)
         if node.op_type == "Gemm" and not _attribute(node, "transB", 0):
             error = error.T
         yield _Layer(
@@ -108,12 +111,18 @@ def _layers(prepared: onnx.ModelProto, quantised: onnx.ModelProto) -> Iterator[_
 
 def _restored(node: onnx.NodeProto, kept: dict[str, onnx.TensorProto]) -> Floats:
     """The weight that the integers stand for; its zero point is 0."""
-    integers, steps = (numpy_helper.to_array(kept[name]).astype(np.float64) for name in node.input[:2])
+    integers, steps = (_array(kept[name]).astype(np.float64) for name in node.input[:2])
     if not steps.ndim:
         return np.asarray(integers * steps)
     shape = [1] * integers.ndim
     shape[_attribute(node, "axis", 1)] = -1
     return np.asarray(integers * steps.reshape(shape))
+
+
+def _array(tensor: onnx.TensorProto) -> NDArray[Any]:
+    from onnx.numpy_helper import to_array
+
+    return np.asarray(to_array(tensor))
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -124,14 +133,16 @@ def _input_means(
     prepared: Path, layers: list[_Layer], batches: Iterable[dict[str, Array]], path: Path
 ) -> dict[str, Floats]:
     """Tensor -> ``(C,)``: the mean of each of its channels, computed in the graph itself."""
+    import onnx
     import onnxruntime
+    from onnx.numpy_helper import from_array
 
     model = onnx.load(prepared)
     dims = {layer.reads: layer.dims for layer in layers}
     names = {tensor: f"mean_of_{i}" for i, tensor in enumerate(dims)}
     for tensor, name in names.items():
         axes = np.array([0, *range(2, dims[tensor])], dtype=np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(axes, f"{name}_axes"))
+        model.graph.initializer.append(from_array(axes, f"{name}_axes"))
         model.graph.node.append(
             onnx.helper.make_node("ReduceMean", [tensor, f"{name}_axes"], [name], keepdims=0)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,25 @@ def quantize(path: Path, output: Path, batches: Iterable[tuple[Array, ...]]) -> 
         names, values = _prepared(path, prepared)
         samples = list(_samples(names, batches, ACTIVATIONS // values))
         with _quantising(path):
-            from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-            quantize_static(
-                str(prepared), str(output), _Reader(iter(samples)),
-                quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.Percentile,
-                extra_options={"CalibPercentile": PERCENTILE},
-            )  # fmt: skip
+            _quantize(prepared, output, samples)
         correct_biases(prepared, output, samples, Path(folder))
+
+
+def _quantize(prepared: Path, output: Path, samples: Sequence[dict[str, Array]]) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    def within(method: CalibrationMethod) -> None:
+        quantize_static(
+            str(prepared), str(output), _Reader(iter(samples)),
+            quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            calibrate_method=method, extra_options={"CalibPercentile": PERCENTILE},
+        )  # fmt: skip
+
+    try:
+        within(CalibrationMethod.Percentile)
+    except ValueError:  # NumPy's: of an activation that is all but zero there is no histogram
+        within(CalibrationMethod.MinMax)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from mint_exporters import onnx_bias_correction, onnx_int8
 from mint_exporters.onnx import OnnxExporter
 from networks import Chain
+from onnxruntime import quantization
 from torch import Tensor, nn
 from toydata import CLASSES, arrays, task
 
@@ -165,3 +166,35 @@ def test_of_any_number_of_samples_there_are_ranges(tmp_path: Path) -> None:
         OnnxExporter().quantize(path, tmp_path / "int8.onnx", batches)
         [float_], [int8] = (OnnxExporter().open(p).run((x.numpy(),)) for p in (path, tmp_path / "int8.onnx"))
         assert np.abs(int8 - float_).mean() < 0.02 * np.abs(float_).max()
+
+
+class Vanishing(nn.Module):
+    """What its first layer gives is all but zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.first(x) * 1e-43)
+        return result
+
+
+def test_activations_that_vanish_are_quantised_by_their_extremes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    quantize_static = quantization.quantize_static
+
+    def noted(*given: Any, **named: Any) -> None:
+        tried.append(named["calibrate_method"].name)
+        quantize_static(*given, **named)
+
+    monkeypatch.setattr(quantization, "quantize_static", noted)
+    network, x = Vanishing().eval(), torch.randn(16, 3, 6, 6)
+    path = export(network, (x[:2],), tmp_path / "float.onnx").path
+    OnnxExporter().quantize(path, tmp_path / "int8.onnx", [(x.numpy(),)])
+    assert tried == ["Percentile", "MinMax"]
+    [int8] = OnnxExporter().open(tmp_path / "int8.onnx").run((x.numpy(),))
+    wanted = network.last.bias.detach().numpy()  # type: ignore[union-attr]
+    assert np.abs(int8 - wanted[None, :, None, None]).max() < 0.01

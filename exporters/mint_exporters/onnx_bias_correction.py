@@ -45,6 +45,8 @@ def correct_biases(prepared: Path, quantised: Path, batches: Iterable[dict[str, 
     from onnx.numpy_helper import from_array
 
     layers = list(_layers(onnx.load(prepared), quantised_file := onnx.load(quantised)))
+    if not layers:
+        return 0
     means = _input_means(prepared, layers, batches, folder / "means.onnx")
     for layer in layers:
         steps, held = _array(layer.bias_scale).astype(np.float64), _array(layer.bias)

@@ -160,7 +160,9 @@ def test_what_rounding_weights_adds_on_average_is_taken_out_of_the_biases(
 
 
 def test_of_any_number_of_samples_there_are_ranges(tmp_path: Path) -> None:
-    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(19, 3, 6, 6)
+    # and of layers without a bias, of which there is nothing to correct
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()).eval()
+    x = torch.randn(19, 3, 6, 6)
     path = export(network, (x[:2],), tmp_path / "float.onnx").path
     for batches in ([(x[:3].numpy(),)], [(x[:8].numpy(),), (x[8:].numpy(),)]):
         OnnxExporter().quantize(path, tmp_path / "int8.onnx", batches)

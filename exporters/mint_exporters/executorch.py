@@ -71,7 +71,7 @@ class ExecuTorchExporter:
             )
         with on_cpu(model) as network, torch.no_grad(), quiet(), native_quiet():
             program = _traced(network, example_inputs)
-            lowered, content = _lowered(program, metadata or {}, type(model).__name__)
+            lowered, content = _lowered(program, metadata or {}, of=type(model).__name__)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             draft.write_bytes(content)
@@ -120,14 +120,16 @@ def _taking(name: str) -> Iterator[None]:
         ) from error
 
 
-def _lowered(program: torch.export.ExportedProgram, metadata: dict[str, str], name: str) -> tuple[Any, bytes]:
+def _lowered(
+    program: torch.export.ExportedProgram, metadata: dict[str, str], *, of: str
+) -> tuple[Any, bytes]:
     """The program as XNNPACK's kernels run it, and the file."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     names = ",".join(str(name) for name in program.graph_signature.user_inputs)
     # NNPACK takes batches below 16 alone, and PyTorch would note that down as a bound of the program
-    with torch.backends.nnpack.flags(enabled=False), _taking(name):
+    with torch.backends.nnpack.flags(enabled=False), _taking(of):
         edge = to_edge_transform_and_lower(
             program,
             partitioner=[XnnpackPartitioner()],

@@ -23,7 +23,7 @@ def correct_biases(prepared: Path, quantised: Path, batches: Iterable[dict[str, 
 
     A weight that is rounded is off by the same for all inputs, so a layer is off by the sum of that times the
     mean of each of its input channels (Nagel et al., "Data-Free Quantization Through Weight Equalization and
-    Bias Correction", ICCV 2019, eq. 15 to 17, with means of real inputs).
+    Bias Correction", ICCV 2019, section 4.2, with means of real inputs).
 
     Parameters
     ----------
@@ -50,8 +50,12 @@ def correct_biases(prepared: Path, quantised: Path, batches: Iterable[dict[str, 
     means = _input_means(prepared, layers, batches, folder / "means.onnx")
     for layer in layers:
         steps, held = _array(layer.bias_scale).astype(np.float64), _array(layer.bias)
-        shift = np.round(layer.shift(means[layer.reads]) / steps).astype(held.dtype)
-        layer.bias.CopyFrom(from_array(held - shift, layer.bias.name))
+        shift = layer.shift(means[layer.reads])
+        # a step of a layer whose inputs vanish may be zero, or so small that the bias is at its limit
+        whole = np.round(np.divide(shift, steps, out=np.zeros_like(shift), where=steps > 0))
+        limits = np.iinfo(held.dtype)
+        corrected = np.clip(held - whole, limits.min, limits.max).astype(held.dtype)
+        layer.bias.CopyFrom(from_array(corrected, layer.bias.name))
     onnx.save(quantised_file, quantised)
     return len(layers)
 

@@ -43,8 +43,7 @@ class ExportPart:
         """
         if self.is_whole:
             return network
-        with foreign(f"Taking the part {self.name}"):
-            made = self._taken(network)
+        made = self._taken(network)
         own = {id(p) for p in network.parameters()}
         if not isinstance(made, nn.Module) or not any(id(p) in own for p in made.parameters()):
             raise MintError(
@@ -56,9 +55,11 @@ class ExportPart:
     def _taken(self, network: nn.Module) -> Any:
         if self.asked is None:
             return RawHeads(network)
-        if ":" in self.asked:
-            return import_named(self.asked, "the part")(network)
-        return _Inner(network, self.asked)
+        if ":" not in self.asked:
+            return _Inner(network, self.asked)
+        take = import_named(self.asked, "the part")
+        with foreign(f"Taking the part {self.name}"):
+            return take(network)
 
     def said(self, network: nn.Module) -> tuple[str, ...]:
         """A line on what is in the file and what is not."""

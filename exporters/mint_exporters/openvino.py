@@ -20,7 +20,7 @@ from mint_exporters.extras import require
 from mint_exporters.messages import one_line
 from mint_exporters.onnx import OnnxExporter
 from mint_exporters.onnx_layers import write_layer
-from mint_exporters.openvino_session import OpenVinoSession, runtime
+from mint_exporters.openvino_session import OpenVinoSession, core, runtime
 
 GROUPED = ("GroupConvolution", "GroupConvolutionBackpropData")
 
@@ -103,7 +103,7 @@ class OpenVinoExporter:
 
 def _read(path: Path) -> Any:
     try:
-        return runtime().Core().read_model(str(path))
+        return core().read_model(str(path))
     except Exception as error:  # OpenVINO's, which are all RuntimeError
         raise MintError(f"OpenVINO cannot read '{path.name}': {one_line(error)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from mint_exporters.extras import require
 from mint_exporters.messages import one_line
 
 DEVICES = ("auto", "cpu")
+DEVICE = "CPU"
+"""What OpenVINO calls it."""
 
 
 class OpenVinoSession:
@@ -35,7 +38,7 @@ class OpenVinoSession:
                 "NUM_STREAMS": 1,
                 **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
             }
-            self._model = runtime().Core().compile_model(str(path), "CPU", asked)
+            self._model = core().compile_model(str(path), DEVICE, asked)
             self._request = self._model.create_infer_request()
         except Exception as error:  # OpenVINO's, which are all RuntimeError
             raise MintError(f"'{path}' is not a model OpenVINO can open: {one_line(error)}") from error
@@ -83,3 +86,17 @@ def runtime() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def core() -> Any:
+    """The one ``Core`` of the process.
+
+    On processors with AMX its plug-in gives the thread another stack for signals, and puts back the one
+    before when the core is gone. Of two cores at a time the second would put back what the first has
+    unmapped: whatever signal comes then ends the process, be it Ctrl+C or the end of a child. So ours is
+    never gone, and the plug-in is loaded at once, before that of anybody else's core.
+    """
+    core = runtime().Core()
+    core.get_property(DEVICE, "FULL_DEVICE_NAME")
+    return core

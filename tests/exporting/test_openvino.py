@@ -186,3 +186,38 @@ def test_nobody_is_told_that_it_is_used(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.xml"], capture_output=True, text=True)
     assert done.stdout == "None\n", done.stderr
+
+
+SIGNALLED = """
+import gc, signal, sys
+import numpy
+from pathlib import Path
+from mint_compress.exporting.protocol import find_exporter
+from mint_exporters.openvino_session import OpenVinoSession
+
+path = Path(sys.argv[1])
+if sys.argv[2] == "int8":
+    images = numpy.random.default_rng(0).standard_normal((8, 3, 6, 6)).astype("float32")
+    find_exporter(path).quantize(path, path.with_name("small.xml"), [(images,)])
+first, second = OpenVinoSession(path), OpenVinoSession(path)
+del first
+gc.collect()
+second.run((numpy.zeros((2, 3, 6, 6), "float32"),))
+del second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("bits", ["float", "int8"])
+def test_signals_are_handled_after_sessions_have_ended(tmp_path: Path, bits: str) -> None:
+    """Where the processor has AMX, two cores at a time leave a stack for signals that is gone."""
+    if bits == "int8":
+        pytest.importorskip("nncf", reason="pip install 'mint-compress[openvino]'")
+    path = tmp_path / "a.xml"
+    export(Chain().eval(), (torch.randn(2, 3, 6, 6),), path)
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, path, bits], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["interrupted"]), done.stderr

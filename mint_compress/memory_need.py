@@ -14,6 +14,7 @@ from mint_compress.nn.batch_size import activations_alive, largest_output
 from mint_compress.nn.io import Inputs, tensors
 from mint_compress.nn.layers import channel_groups, matrix_columns
 from mint_compress.nn.moments import MAX_COLUMNS
+from mint_compress.nn.recurrent import reader
 
 GIB = 2**30
 BASE = 1.2 * GIB
@@ -40,7 +41,9 @@ def memory_need(model: nn.Module, groups: Sequence[ChannelGroup], sample: Inputs
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     each = sum(x.numel() * x.element_size() for x in tensors(sample))
     largest = largest_output(model, sample)
-    moments = [_moments(model.get_submodule(name), units) for name, units in consumer_units(groups).items()]
+    moments = [
+        _moments(reader(model.get_submodule(name)), units) for name, units in consumer_units(groups).items()
+    ]
 
     def needed(images: int) -> float:
         repair = activations_alive(largest, images) + FITTED * max(moments, default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -211,9 +211,9 @@ class UnevenSplit(nn.Module):
 class NormMLP(nn.Module):
     """Linear layers on tokens, with a normalisation over the features between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
-        self.fc1, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.fc1, self.norm = nn.Linear(6, 8), norm(8)
         self.fc2, self.fc3 = nn.Linear(8, 5), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,6 +273,38 @@ class OneDimensional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return self.fc(x.mean(2))  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """Convolutions, and a recurrent layer over what they make of each place."""
+
+    def __init__(self, make: Callable[..., nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(2, 6, 3, padding=1), nn.Conv1d(6, 8, 3, padding=1)
+        self.steps = make(8, 4, **options)
+        self.fc = nn.Linear(8 if self.steps.bidirectional else 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        first = self.steps.batch_first
+        made, _ = self.steps(x.permute(0, 2, 1) if first else x.permute(2, 0, 1))
+        return self.fc(made.mean(1 if first else 0))  # type: ignore[no-any-return]
+
+
+class StepByStep(nn.Module):
+    """A cell that goes along a sequence, over rows of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.cell, self.fc = nn.LSTMCell(5 * 3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(x))).flatten(1, 2)
+        h = c = x.new_zeros(len(x), 4)
+        for step in range(x.shape[2]):
+            h, c = self.cell(x[:, :, step], (h, c))
+        return self.fc(h)  # type: ignore[no-any-return]
 
 
 class Auxiliary(Chain):
@@ -571,11 +603,15 @@ NETWORKS: dict[str, Network] = {
     "split_backwards": Network(lambda: Split(backwards=True), (3, 6, 6)),
     "uneven_split": Network(UnevenSplit, (3, 6, 6)),
     "norm_mlp": Network(NormMLP, (7, 6)),
+    "rms_mlp": Network(lambda: NormMLP(nn.RMSNorm), (7, 6)),
     "layer_scale": Network(LayerScale, (3, 6, 6)),
     "prelu": Network(WithPReLU, (3, 6, 6)),
     "transposed": Network(Transposed, (3, 6, 6)),
     "grouped_transposed": Network(lambda: Transposed(2), (3, 6, 6)),
     "one_dimensional": Network(OneDimensional, (2, 12)),
+    "lstm": Network(lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), (2, 7)),
+    "gru": Network(lambda: Recurrent(nn.GRU, batch_first=True, bias=False), (2, 7)),
+    "cells": Network(StepByStep, (1, 3, 5)),
     "auxiliary": Network(Auxiliary, (3, 6, 6)),
     "called_twice": Network(CalledTwice, (3, 6, 6)),
     "tied_weights": Network(TiedWeights, (3, 6, 6)),
@@ -602,10 +638,11 @@ def build(name: str, *, seed: int = 2) -> nn.Module:
         torch.manual_seed(seed)
         model = NETWORKS[name].build()
         for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
                 if layer.weight is not None:
                     nn.init.uniform_(layer.weight, 0.5, 1.5)
-                    nn.init.normal_(layer.bias, 0, 0.3)
+                    if not isinstance(layer, nn.RMSNorm):
+                        nn.init.normal_(layer.bias, 0, 0.3)
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     assert layer.running_mean is not None and layer.running_var is not None
                     nn.init.normal_(layer.running_mean, 0, 0.2)

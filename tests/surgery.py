@@ -52,18 +52,20 @@ def own(tmp_path, monkeypatch, text):
 class KeptNorm(nn.Module):
     """Normalises over the kept channels only; the others come out as zeros."""
 
-    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm, gone: tuple[int, ...]) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm, gone: tuple[int, ...]) -> None:
         super().__init__()
         self.norm, self.dim = norm, 1 if isinstance(norm, nn.GroupNorm) else -1
         self.kept = torch.tensor([c for c in range(len(norm.weight)) if c not in gone])
 
     def forward(self, x: Tensor) -> Tensor:
         some, norm = x.index_select(self.dim, self.kept), self.norm
-        weight, bias = norm.weight[self.kept], norm.bias[self.kept]
-        if isinstance(norm, nn.GroupNorm):
-            some = F.group_norm(some, norm.num_groups, weight, bias, norm.eps)
+        weight = norm.weight[self.kept]
+        if isinstance(norm, nn.RMSNorm):
+            some = F.rms_norm(some, [len(self.kept)], weight, norm.eps)
+        elif isinstance(norm, nn.GroupNorm):
+            some = F.group_norm(some, norm.num_groups, weight, norm.bias[self.kept], norm.eps)
         else:
-            some = F.layer_norm(some, [len(self.kept)], weight, bias, norm.eps)
+            some = F.layer_norm(some, [len(self.kept)], weight, norm.bias[self.kept], norm.eps)
         return torch.zeros_like(x).index_copy(self.dim, self.kept, some)
 
 
@@ -73,8 +75,13 @@ def ignoring(model: nn.Module, plan: PruningPlan) -> nn.Module:
     for cut in plan.cuts:
         layer = model if cut.kind == "parameter" else model.get_submodule(cut.layer)
         if cut.side != "in":
-            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+            if isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
                 model.set_submodule(cut.layer, KeptNorm(layer, cut.removed))
+            continue
+        if cut.kind == "recurrent":
+            for name, parameter in layer.named_parameters():
+                if name in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"):
+                    parameter.data[:, list(cut.removed)] = 0
             continue
         weight = layer.weight
         assert isinstance(weight, Tensor)

@@ -31,8 +31,9 @@ class Member:
     layer
         Qualified name of the module, or of the parameter when ``kind`` is ``"parameter"``.
     kind
-        ``conv``, ``depthwise``, ``linear``, ``norm``, ``embedding`` or ``parameter``; ``selection``: the
-        layer itself leaves out input channels that nothing before it stops making.
+        ``conv``, ``depthwise``, ``linear``, ``norm``, ``embedding`` or ``parameter``; ``recurrent``, whose
+        inputs alone can go; ``selection``: the layer itself leaves out input channels that nothing before
+        it stops making.
     side
         ``out``: the layer's output channels; ``in``: its input channels; ``both``: one channel is
         both (normalisation, depthwise convolution).

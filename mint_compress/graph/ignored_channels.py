@@ -16,6 +16,7 @@ from mint_compress.graph.labels import compact
 from mint_compress.graph.reference import Reference
 from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.io import tensors_in
+from mint_compress.nn.layers import OVER_CHANNELS
 
 Gone = Mapping[tuple[str, str, Side, int], Sequence[int]]
 """Layer, kind, side and dimension -> the layer's own channels that go."""
@@ -48,7 +49,9 @@ def outputs_without(reference: Reference, gone: Gone) -> list[Tensor]:
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm) and type(module).forward is not nn.LayerNorm.forward
+    return any(
+        isinstance(module, kind) and type(module).forward is not kind.forward for kind in OVER_CHANNELS
+    )
 
 
 class _Ignoring(Recorder):
@@ -57,7 +60,7 @@ class _Ignoring(Recorder):
     def __init__(self, reference: Reference, gone: Gone) -> None:
         super().__init__(reference.model)
         self._gone = gone
-        # a LayerNorm with a forward pass of its own may reduce over channels in there
+        # a LayerNorm or RMSNorm with a forward pass of its own may reduce over channels in there
         self._layers = {module: name for module, name in self._layers.items() if not _has_own_forward(module)}
         self.owner = {key: module for key, module in self.owner.items() if module in self._layers}
 

@@ -20,16 +20,17 @@ from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes
-from mint_compress.nn.contexts import hooked
+from mint_compress.nn.contexts import first_given, hooked
 from mint_compress.nn.folding import computed_weights
 from mint_compress.nn.input_selection import Selecting
 from mint_compress.nn.io import tensors_in
-from mint_compress.nn.layers import NORMS, WEIGHTED, in_channels, norm_width, out_channels
+from mint_compress.nn.layers import NORMS, OVER_CHANNELS, WEIGHTED, in_channels, norm_width, out_channels
+from mint_compress.nn.recurrent import RECURRENT
 
 MIXES = "mixes places, not channels"
 
 LAYERS = (*WEIGHTED, *NORMS, nn.Embedding)
-OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+OPAQUE = (nn.MultiheadAttention, *RECURRENT)
 """Modules that fix the width of what they read and of what they give."""
 
 FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
@@ -239,10 +240,26 @@ class Recorder:
             return
         with our_own(), self.paused():
             given = [t for t in tree_iter((inputs, named)) if isinstance(t, Tensor)]
+            if isinstance(module, RECURRENT) and self._is_read(module, first_given(inputs, named), given):
+                return
             if isinstance(module, OPAQUE) or len(given) != 1 or not isinstance(output, Tensor):
                 self._refuse(module, given, "reads and gives fixed widths")
             else:
                 self.call(module, given[0], output)
+
+    def _is_read(self, module: Any, read: Any, given: list[Tensor]) -> bool:
+        """Whether a recurrent layer reads channels, which then may go; what it gives and its states stay."""
+        if not isinstance(read, Tensor) or read.shape[-1] != module.input_size:
+            return False
+        labels, name = self.labels.of(read), self._layers[module]
+        if self._mixes_places(labels, labels.ndim - 1):
+            return False
+        self._need_labels(f"{name} is recurrent")
+        self._touch(name, "recurrent", "in", self.units.across(labels, labels.ndim - 1))
+        for state in given:
+            if state is not read:
+                self.units.freeze(self.labels.of(state), f"they are states of a recurrent layer ({name})")
+        return True
 
     def _refuse(self, module: nn.Module, given: list[Tensor], why: str) -> None:
         reason = f"{type(module).__name__} {why} ({self._layers[module]})"
@@ -325,7 +342,9 @@ class Recorder:
         read = self.units.folded(self.units.across(labels, dim), groups)
         if len(getattr(module, "normalized_shape", (1,))) > 1:
             self._refuse(module, [output], "normalises more than the channels")
-            self.units.freeze(read, f"LayerNorm normalises more than the channels ({self._layers[module]})")
+            self.units.freeze(
+                read, f"{type(module).__name__} normalises more than the channels ({self._layers[module]})"
+            )
         else:
             self._touch(self._layers[module], "norm", "both", read, groups)
         self.labels.put(output, spread(read, dim, output.shape))
@@ -371,7 +390,7 @@ def _channel_dim(module: Any, labels: Tensor, vary: set[int]) -> int:
         return last
     if issubclass(kind, WEIGHTED):
         return last - len(module.kernel_size)
-    if issubclass(kind, nn.LayerNorm):
+    if issubclass(kind, OVER_CHANNELS):
         width = module.normalized_shape
         # subclasses normalise (N, C, H, W): the dimension of that size along which labels differ
         fitting = [d for d in (last, 1) if d <= last and labels.shape[d] == width[-1] and d in vary]

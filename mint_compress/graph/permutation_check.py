@@ -17,6 +17,7 @@ from mint_compress.graph.reference import TOLERANCE, Reference, change
 from mint_compress.nn.contexts import training_flags
 from mint_compress.nn.io import run, tensors_in
 from mint_compress.nn.layers import is_transposed, rows_beside
+from mint_compress.nn.recurrent import input_weights
 
 FEWEST = 3
 """Interchangeable positions that shuffles can prove."""
@@ -248,7 +249,10 @@ def _cut_tensors(member: Member, model: nn.Module) -> Iterator[tuple[torch.Tenso
         return
     layer: Any = model.get_submodule(member.layer)
     transposed, bias = is_transposed(layer), getattr(layer, "bias", None)
-    if member.side == "in":
+    if member.kind == "recurrent":
+        for weight in input_weights(layer).values():
+            yield weight, 1, member.total
+    elif member.side == "in":
         yield layer.weight, 0 if transposed else 1, member.total
     elif member.kind == "norm":
         for name in ("weight", "bias", "running_mean", "running_var"):

@@ -22,6 +22,7 @@ from mint_compress.graph.permutation_check import unpermuted
 from mint_compress.graph.reference import TOLERANCE, Reference, change
 from mint_compress.graph.written_sizes import Sizes
 from mint_compress.nn.layers import is_transposed
+from mint_compress.nn.recurrent import input_weights
 from mint_compress.surgery.layer_sizes import set_sizes_
 from mint_compress.surgery.pruning_plan import PruningPlan
 from mint_compress.surgery.slicing import CannotCut, adapt_, cut_
@@ -203,10 +204,11 @@ def _silenced(model: nn.Module, gone: Gone) -> Iterator[None]:
             if side == "in":
                 layer: Any = model.get_submodule(name)
                 dim = 0 if is_transposed(layer) else 1
-                # a grouped convolution loses the same place in each of its channel groups
-                places = torch.from_numpy(np.unique(np.asarray(channels) % layer.weight.shape[dim]))
-                saved.append((layer.weight.data, dim, places, layer.weight.data.index_select(dim, places)))
-                layer.weight.data.index_fill_(dim, places, 0)
+                for weight in input_weights(layer).values() or [layer.weight]:
+                    # a grouped convolution loses the same place in each of its channel groups
+                    places = torch.from_numpy(np.unique(np.asarray(channels) % weight.shape[dim]))
+                    saved.append((weight.data, dim, places, weight.data.index_select(dim, places)))
+                    weight.data.index_fill_(dim, places, 0)
         yield
     finally:
         for data, dim, places, values in saved:

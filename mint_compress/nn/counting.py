@@ -16,6 +16,7 @@ from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import Inputs, count, run
 from mint_compress.nn.layers import WEIGHTED, is_transposed
 from mint_compress.nn.matrix_products import MatrixProduct, Place, watching_products
+from mint_compress.nn.recurrent import RECURRENT, macs_of_call
 
 log = logging.getLogger(__name__)
 Seen = TypeVar("Seen")
@@ -61,7 +62,7 @@ class Macs:
     Attributes
     ----------
     layers
-        Convolution or linear layer -> its MACs. One that is called twice counts twice.
+        Convolution, linear or recurrent layer -> its MACs. One that is called twice counts twice.
     uncalled
         The same where a network computes with the weight of a layer that it does not call, as
         ``nn.MultiheadAttention`` does with its output projection.
@@ -129,16 +130,17 @@ def _of_sample(calls: Mapping[str, list[int]], batch: int) -> dict[str, int]:
 
 
 def _calls(module: nn.Module, example_inputs: Inputs | tuple[Any, ...]) -> dict[str, list[int]]:
-    """The MACs of a batch in every call of each convolution and linear layer."""
-    return each_call(module, example_inputs, _by_shape)
+    """The MACs of a batch in every call of each convolution, linear and recurrent layer."""
+    return each_call(module, example_inputs, _of_call, (*WEIGHTED, *RECURRENT))
 
 
 def each_call(
     module: nn.Module,
     example_inputs: Inputs | tuple[Any, ...],
-    see: Callable[[nn.Module, torch.Tensor, torch.Tensor], Seen],
+    see: Callable[[nn.Module, torch.Tensor, Any], Seen],
+    kinds: tuple[type[nn.Module], ...] = WEIGHTED,
 ) -> dict[str, list[Seen]]:
-    """Run a network once; what ``see`` gives for every call of each convolution and linear layer, by name.
+    """Run a network once; what ``see`` gives for every call of each layer of these kinds, by name.
 
     ``see`` is given the layer, what it was called with, and what it returned.
     """
@@ -146,7 +148,7 @@ def each_call(
 
     def hook(name: str) -> Callable[..., None]:
         @our_own()
-        def record(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        def record(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls.setdefault(name, []).append(see(layer, first_given(args, kwargs), output))
 
         return record
@@ -154,11 +156,17 @@ def each_call(
     handles = [
         layer.register_forward_hook(hook(name), with_kwargs=True)
         for name, layer in module.named_modules()
-        if isinstance(layer, WEIGHTED)
+        if isinstance(layer, kinds)
     ]
     with hooked(handles), evaluating(module), torch.no_grad():
         run(module, example_inputs)
     return calls
+
+
+def _of_call(layer: nn.Module, given: Any, output: Any) -> int:
+    if isinstance(layer, RECURRENT):
+        return macs_of_call(layer, given if isinstance(given, torch.Tensor) else given.data)
+    return _by_shape(layer, given, output)
 
 
 def _by_shape(layer: nn.Module, given: torch.Tensor, output: torch.Tensor) -> int:

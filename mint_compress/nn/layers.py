@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mint_compress.nn.recurrent import RECURRENT
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
@@ -32,12 +34,14 @@ class FrozenBatchNorm(nn.Module, metaclass=_HoldsStatistics):
     weight: Tensor
 
 
+OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm)
+"""Normalisations over the last dimensions: with some channels gone, over those that are left."""
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     FrozenBatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
-    nn.LayerNorm,
+    *OVER_CHANNELS,
     nn.PReLU,
 )
 """Layers in which one channel is input and output at once."""
@@ -60,7 +64,9 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def in_channels(layer: Any) -> int:
-    """Input channels of a convolution or input features of a linear layer."""
+    """Input channels of a convolution, input features of a linear layer, inputs of a recurrent one."""
+    if isinstance(layer, RECURRENT):
+        return int(layer.input_size)
     return int(layer.in_channels if isinstance(layer, CONVOLUTIONS) else layer.in_features)
 
 
@@ -99,7 +105,7 @@ def norm_width(layer: Any) -> int:
 
 def side_channels(layer: Any, kind: str, side: str, dim: int) -> int:
     """Channels on one side of a layer, or along ``dim`` of a bare parameter."""
-    if kind in ("conv", "depthwise", "linear"):
+    if kind in ("conv", "depthwise", "linear", "recurrent"):
         return in_channels(layer) if side == "in" else out_channels(layer)
     if kind == "parameter":
         return int(layer.shape[dim])

@@ -20,12 +20,13 @@ from mint_compress.errors import our_own
 from mint_compress.nn.contexts import hooked
 from mint_compress.nn.devices import device_of
 from mint_compress.nn.layers import WEIGHTED
+from mint_compress.nn.recurrent import RECURRENT
 
 
 class Place(Enum):
     """Where a product happens."""
 
-    LAYER = "inside of a convolution or linear layer"
+    LAYER = "inside of a convolution, linear or recurrent layer"
     WEIGHT = "outside of the layers, with the weight of one"
     MODULE = "in any other module"
 
@@ -93,7 +94,7 @@ class _Calls:
         """What follows the calls; all of it has to be removed."""
         handles = []
         for name, module in self._modules.items():
-            entry = name, isinstance(module, WEIGHTED)
+            entry = name, isinstance(module, (*WEIGHTED, *RECURRENT))
 
             def enter(module: nn.Module, args: Any, entry: tuple[str, bool] = entry) -> None:
                 self._running.append(entry)

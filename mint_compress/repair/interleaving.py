@@ -12,6 +12,7 @@ from mint_compress.errors import ForeignError, OwnFault, foreign, is_strict
 from mint_compress.nn.contexts import evaluating
 from mint_compress.nn.io import Inputs, count, forward, select, tensors_in
 from mint_compress.nn.layers import WEIGHTED
+from mint_compress.nn.recurrent import RECURRENT
 from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 
 
@@ -55,7 +56,7 @@ def can_interleave(model: nn.Module, inputs: Inputs) -> bool:
 
 def _interleaved(model: nn.Module, batches: Sequence[Any]) -> list[list[Tensor]]:
     """The outputs for each batch, where the passes take turns at every weighted layer."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (*WEIGHTED, *RECURRENT))}
     with synchronised_passes(model, layers, batches, after=False) as passes:
         while any([_advanced(one) for one in passes]):
             pass

@@ -86,6 +86,7 @@ def refit_(
     linear.write_(chosen.weight)
     if chosen.intercept is not None:
         _write_intercept_(layer.module, layer.norm, linear.by_channel(chosen.intercept.flatten()))
+    layer.write_back_()
     return Repair(layer.name, chosen.before, chosen.after, chosen.ridge)
 
 
@@ -124,7 +125,7 @@ def _extent(layer: LayerToRepair, pair: PassPair | None, images: int) -> tuple[i
 
     def tell() -> tuple[int, int]:
         assert pair is not None, "the main process has the first batch"
-        made = pair.original.made()
+        made = layer.made(pair)
         return linear_map(layer.module).places(made), made.shape[0] // images
 
     return by_main(tell)
@@ -146,7 +147,7 @@ def _add(
             sample_positions(others[0], size.positions, generator)
             seen += others[1] * batch
             continue
-        given, wanted = pair.pruned.given(), target(layer, pair)
+        given, wanted = layer.given(pair), target(layer, pair)
         positions = sample_positions(linear.places(wanted), size.positions, generator).to(given.device)
         x = linear.rows(given, wanted, positions)
         images = range(seen, seen + given.shape[0])

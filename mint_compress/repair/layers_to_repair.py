@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress.nn.layers import out_channels
+from mint_compress.nn.recurrent import (
+    RECURRENT,
+    batch_first,
+    read_and_made,
+    reader,
+    set_input_projection_,
+)
 from mint_compress.repair.adjacency import Topology
+from mint_compress.repair.network_pair import PassPair
 from mint_compress.repair.tensor_location import TensorLocation
 from mint_compress.surgery.pruning_plan import PruningPlan
 
@@ -23,7 +31,7 @@ class LayerToRepair:
     name
         Qualified name.
     module
-        The layer itself, a convolution or a linear layer.
+        The layer itself, a convolution or a linear layer; or what multiplies the inputs of a recurrent one.
     norm
         The BatchNorm that alone reads its output, if there is one.
     kept
@@ -32,6 +40,8 @@ class LayerToRepair:
         Where the tensor is seen whose drift it is to make up for; None: nothing of that kind.
     calls
         How often one forward pass calls it.
+    recurrent
+        The recurrent layer whose inputs ``module`` multiplies, and that of the original.
     """
 
     name: str
@@ -40,6 +50,25 @@ class LayerToRepair:
     kept: Tensor
     shortcut: TensorLocation | None
     calls: int
+    recurrent: tuple[nn.Module, nn.Module] | None = None
+
+    def given(self, pair: PassPair) -> Tensor:
+        """What the pruned network gives it in these passes."""
+        given = pair.pruned.given()
+        return given if self.recurrent is None else batch_first(self.recurrent[0], given)
+
+    def made(self, pair: PassPair) -> Tensor:
+        """What it gives in the original."""
+        if self.recurrent is None:
+            return pair.original.made()
+        _, made = read_and_made(self.recurrent[1], pair.original.given(), None)
+        return made
+
+    def write_back_(self) -> None:
+        """Put what ``module`` has become into the recurrent layer, in place."""
+        if self.recurrent is not None:
+            assert isinstance(self.module, nn.Linear)
+            set_input_projection_(self.recurrent[0], self.module)
 
 
 def layers_to_repair(
@@ -68,13 +97,15 @@ def layers_to_repair(
     layers = {}
     for name in _names(model, plan, topology, everywhere):
         norm = topology.norms.get(name)
+        own, before = model.get_submodule(name), original.get_submodule(name)
         layers[name] = LayerToRepair(
             name,
-            model.get_submodule(name),
+            reader(own),
             None if norm is None else model.get_submodule(norm),
-            _kept(original.get_submodule(name), removed.get(name, set())),
+            _kept(reader(before), removed.get(name, set())),
             topology.shortcuts.get(name) if drift else None,
             topology.calls.count(name),
+            (own, before) if isinstance(own, RECURRENT) else None,
         )
     return layers
 

@@ -42,7 +42,7 @@ def target(layer: LayerToRepair, pair: PassPair) -> Tensor:
     Tensor
         As the layer's output, with the channels that it has left.
     """
-    output = _kept_of(layer, pair.original.made())
+    output = _kept_of(layer, layer.made(pair))
     if layer.shortcut is None:
         return output
     before = _kept_of(layer, pair.original.recorded.pop(layer.name))

@@ -16,6 +16,7 @@ from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import count, forward, of_batch, select
 from mint_compress.nn.memory_format import fastest_layout
+from mint_compress.nn.recurrent import RECURRENT, read_and_made, reader
 from mint_compress.progress import Progress
 from mint_compress.scoring.layer_moments import LayerMoments
 from mint_compress.scoring.layer_samples import LayerSamples
@@ -52,12 +53,16 @@ class Calibration:
 
 @contextmanager
 def watching(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end."""
+    """Call ``see(name, input, output)`` after every forward of the layers; hooks go at the end.
+
+    Of a recurrent layer the output is what the gates are given of the inputs
+    (:func:`mint_compress.nn.recurrent.reader`).
+    """
 
     def hook(name: str) -> Callable[..., None]:
         @our_own()
         def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            see(name, first_given(args, kwargs), output)
+            see(name, *read_and_made(layer, first_given(args, kwargs), output))
 
         return after
 
@@ -110,8 +115,9 @@ def calibrate(
     if not images:
         raise MintError("Calibration needs at least one batch of images; none was given.")
     modules = dict(model.named_modules())
-    layers = {n: WatchedLayer(modules[n], unit, images, seed) for n, unit in consumer_units(groups).items()}
-    consumers = {n: layer.module for n, layer in layers.items()}
+    units = consumer_units(groups)
+    consumers = {n: modules[n] for n in units}
+    layers = {n: WatchedLayer(reader(modules[n]), unit, images, seed) for n, unit in units.items()}
     observer = _Observer(
         list(layers),
         {n: MomentsOfLayer(layer) for n, layer in layers.items()} if moments else {},
@@ -131,7 +137,7 @@ def calibrate(
                 progress("calibrate", done + 1, len(batches))
         observer.add_up_()
         called = observer.called()
-        watched = {n: modules[n] for n in called}
+        watched = {n: modules[n] for n in called if not isinstance(modules[n], RECURRENT)}
         sensitivity = output_sensitivity(model, watched, batches, seed=seed) if moments else {}
     return Calibration(
         # what a result is made of goes before the next one comes

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mint_compress.errors import MintError, shown
-from mint_compress.nn.layers import CONVOLUTIONS
+from mint_compress.nn.layers import CONVOLUTIONS, OVER_CHANNELS
+from mint_compress.nn.recurrent import RECURRENT
 
 LARGEST = 2**31
 SET = "mint_sizes"
@@ -23,8 +24,9 @@ SIZES: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     ((nn.Linear,), ("in_features", "out_features")),
     ((*BATCH_NORMS, *INSTANCE_NORMS), ("num_features",)),
     ((nn.GroupNorm,), ("num_groups", "num_channels")),
-    ((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
+    (OVER_CHANNELS, ("normalized_shape",)),
     ((nn.PReLU,), ("num_parameters",)),
+    (RECURRENT, ("input_size",)),
     ((nn.Embedding,), ("num_embeddings", "embedding_dim")),
     ((nn.MultiheadAttention,), ("embed_dim", "kdim", "vdim", "num_heads", "head_dim")),
 )

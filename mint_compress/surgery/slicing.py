@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import make_selecting_
@@ -18,6 +18,7 @@ from mint_compress.nn.layers import (
     norm_width,
     rows_beside,
 )
+from mint_compress.nn.recurrent import RECURRENT, input_weights
 from mint_compress.surgery.layer_sizes import size_attributes
 
 
@@ -61,7 +62,7 @@ def cut_(model: nn.Module, layer: str, kind: str, side: str, dim: int, channels:
     beside = rows_beside(module) if side != "in" else {}
     (slicer.prune_in_channels if side == "in" else slicer.prune_out_channels)(module, list(channels))
     for name, parameter in beside.items():
-        kept = [row for row in range(len(parameter)) if row not in set(channels)]
+        kept = _others(len(parameter), channels)
         setattr(module, name, nn.Parameter(parameter.detach()[kept]))
 
 
@@ -122,24 +123,67 @@ def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
 
     if isinstance(module, FrozenBatchNorm):
         return _OfFrozenNorms()
+    if isinstance(module, RECURRENT):
+        return _OfRecurrentLayers()
+    if isinstance(module, nn.RMSNorm):
+        return _OfRMSNorms()
     kinds = {"conv": tp.ops.OPTYPE.CONV, "depthwise": tp.ops.OPTYPE.DEPTHWISE_CONV}
     slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
     return slicer
 
 
-class _OfFrozenNorms:
-    """As Torch-Pruning's slicers, for a normalisation that is held in buffers."""
+class _OfNorms:
+    """As Torch-Pruning's slicers, for normalisations that it has none for."""
 
-    def prune_out_channels(self, module: nn.Module, channels: Sequence[int]) -> None:
-        gone = set(channels)
-        for name in STATISTICS:
-            values = module.get_buffer(name)
-            setattr(module, name, values[[i for i in range(len(values)) if i not in gone]])
+    def prune_out_channels(self, module: Any, channels: Sequence[int]) -> None:
+        raise NotImplementedError
 
-    prune_in_channels = prune_out_channels
+    def prune_in_channels(self, module: Any, channels: Sequence[int]) -> None:
+        self.prune_out_channels(module, channels)
 
     def get_out_channels(self, module: nn.Module) -> int:
         return norm_width(module)
 
     get_in_channels = get_out_channels
+
+
+class _OfFrozenNorms(_OfNorms):
+    """Of those held in buffers."""
+
+    def prune_out_channels(self, module: Any, channels: Sequence[int]) -> None:
+        for name in STATISTICS:
+            values = module.get_buffer(name)
+            setattr(module, name, values[_others(len(values), channels)])
+
+
+class _OfRMSNorms(_OfNorms):
+    """Of the last dimension."""
+
+    def prune_out_channels(self, module: Any, channels: Sequence[int]) -> None:
+        *wider, width = module.normalized_shape
+        kept = _others(width, channels)
+        module.normalized_shape = (*wider, len(kept))
+        if module.weight is not None:
+            weight: Tensor = module.weight
+            module.weight = nn.Parameter(weight.detach()[..., kept], requires_grad=weight.requires_grad)
+
+
+class _OfRecurrentLayers:
+    """Of the inputs, which alone can go."""
+
+    def prune_in_channels(self, module: Any, channels: Sequence[int]) -> None:
+        kept = _others(module.input_size, channels)
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [*module._flat_weights]  # it is changed with each parameter, in place
+        for name, weight in input_weights(module).items():
+            setattr(module, name, nn.Parameter(weight.detach()[:, kept]))
+        module.input_size = len(kept)
+
+    def get_in_channels(self, module: Any) -> int:
+        return int(module.input_size)
+
+
+def _others(width: int, channels: Sequence[int]) -> list[int]:
+    gone = set(channels)
+    return [i for i in range(width) if i not in gone]

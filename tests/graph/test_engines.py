@@ -29,6 +29,8 @@ DIFFERENT = {
     "split": "differ: labels upheld at conv",
     "split_backwards": "differ: labels upheld at conv",
     "uneven_split": "differ: neither upheld at conv",
+    "rms_mlp": "differ: labels upheld at fc1",
+    **dict.fromkeys(("lstm", "gru", "cells"), "labels only: IndexError: list index out of range"),
     "auxiliary": "differ: labels upheld at conv1",
     "wide_layer_norm": "differ: labels upheld at conv1",
     "wide_layer_norm_affine": "differ: labels upheld at conv1",
@@ -46,6 +48,7 @@ ON_LABELS = {
     *("grouped_transposed", "auxiliary", "tracked_instance_norm", "wide_layer_norm"),
     *("wide_layer_norm_affine", "fixed_shape", "transformer", "windows", "gated"),
     *("gated_convolutions", "shuffled", "selective_kernel", "pixel_shuffled"),
+    *("rms_mlp", "lstm", "gru", "cells"),
 }
 """Networks of which the labels are asked, since the graph is not right as a whole or may not be."""
 

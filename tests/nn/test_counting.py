@@ -158,7 +158,9 @@ def test_only_attention_has_products(name: str) -> None:
     model, x = build(name), images(name)
     macs = module_macs(model, x)
     assert macs.layers == layer_macs(model, x)
-    assert macs.total == halved_flops(model, x)
+    # PyTorch has no formula for the LSTM that its CPU computes in one
+    fused = 7 * 2 * 2 * (16 * 8 + 16 * 4) if name == "lstm" else 0
+    assert macs.total == halved_flops(model, x) + fused
     assert macs.uncalled == {}
     # ten tokens, two heads of three channels
     assert macs.products == ({"attention": 2 * 10 * 10 * 6} if name == "transformer" else {})

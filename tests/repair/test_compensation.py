@@ -183,6 +183,9 @@ def test_never_for_the_worse_nothing_added_nothing_else_touched(name: str) -> No
         "padded",
         "norm_mlp",
         "one_dimensional",
+        "lstm",
+        "gru",
+        "cells",
     ],
 )
 def test_held_out_outputs_come_closer(name: str) -> None:

@@ -185,11 +185,12 @@ def test_wherever_it_is_interrupted_all_threads_end() -> None:
             synchronised_passes(model, layers, batches()[:1], after=True) as [one],
         ):
             one.advance()
+            before = sys.gettrace()  # that of coverage, which would see nothing any more
             sys.settrace(trace)
             try:
                 one.advance()
             finally:
-                sys.settrace(None)
+                sys.settrace(before)
         return left <= 0
 
     lines = next(count for count in itertools.count(1) if not interrupted(count))

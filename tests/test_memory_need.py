@@ -25,8 +25,8 @@ def test_each_image_counts_with_itself_and_what_waits_of_it() -> None:
     each = 3 * 6 * 6 * 4 + 6 * largest
     # by then what waits weighs more than the second moments that scores are made of
     assert need(3000) - need(2000) == 1000 * each
-    # 2 GiB may wait at most, of further images only themselves count
-    enough = 2**31 // (6 * largest) + 1
+    # 1 GiB may wait at most, of further images only themselves count
+    enough = 2**30 // (6 * largest) + 1
     assert need(enough + 1000) - need(enough) == 1000 * 3 * 6 * 6 * 4
 
 

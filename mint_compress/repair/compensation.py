@@ -15,7 +15,7 @@ from torch import nn
 
 from mint_compress.nn.batch_size import kept_alive, kept_alive_at, samples_at_once
 from mint_compress.nn.contexts import evaluating
-from mint_compress.nn.devices import device_of
+from mint_compress.nn.devices import device_of, give_back_memory, trim_memory
 from mint_compress.nn.io import concatenate, count, of_batch, select, split, to
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress
@@ -26,6 +26,9 @@ from mint_compress.repair.layers_to_repair import LayerToRepair, layers_to_repai
 from mint_compress.repair.network_pair import BATCH_SIZE, NetworkPair, advance_to
 from mint_compress.repair.targets import same_positions
 from mint_compress.surgery.pruning_plan import PruningPlan
+
+TRIMMED = 4
+"""Layers after which what passes have let go of is handed back: each time, what is taken anew costs."""
 
 __all__ = ["Repair", "compensate_"]
 
@@ -77,6 +80,7 @@ def compensate_(
     MintError
         The forward pass does not call its layers in the same order for all batches.
     """
+    give_back_memory()
     inputs = concatenate([of_batch(batch) for batch in batches])
     interleaved = can_interleave(original, inputs)
     topology = trace(model, (select(inputs, slice(1)), None))
@@ -123,6 +127,8 @@ def _repair_in_order_(
             if name in visited:
                 continue  # a later call, which has the refitted weights
             visited.add(name)
+            if len(visited) % TRIMMED == 0:
+                trim_memory()
             if same_positions(layers[name].module, pairs[0]):
                 found = refit_(layers[name], begun, networks, generator)
                 repairs.append(replace(found, images=sum(sizes[:alive])))

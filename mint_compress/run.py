@@ -82,9 +82,9 @@ class Run:
         return images
 
     def _noise(self) -> int:
-        """Images of noise that are worth their time: no more than go through both networks in one piece."""
+        """Images of noise that are worth their time: no more than go through both networks in two pieces."""
         paid_for = int(NOISE_MACS / max(1, module_macs(self.original, self.example).total))
-        return min(kept_alive(self.original, self.example), max(LEAST_NOISE, paid_for))
+        return min(2 * kept_alive(self.original, self.example), max(LEAST_NOISE, paid_for))
 
     def _within_memory(self, wanted: int, why: str, asked: bool) -> tuple[int, str]:
         """How many images the machine has memory for, and why not more; a note says what they need."""

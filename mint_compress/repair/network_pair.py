@@ -11,6 +11,7 @@ from torch import nn
 
 from mint_compress import processes
 from mint_compress.errors import MintError
+from mint_compress.nn.devices import trim_memory
 from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 
@@ -79,10 +80,13 @@ def advance_to(name: str, pairs: Sequence[PassPair | None], pauses: int) -> None
     """
     mine = [pair for pair in pairs if pair is not None]
     for one in (*(p.pruned for p in mine), *(p.original for p in mine)):
+        begins = one.paused_at is None
         while one.pauses < pauses:
             if one.paused_at is not None:  # one that begins late has nothing to show at earlier layers
                 one.recorded.pop(one.paused_at, None)
             if one.advance() is None:
                 break
+        if begins:  # the largest maps are those that it has made and let go of on its way
+            trim_memory()
         if one.paused_at != name:
             raise MintError(f"The forward pass calls its layers in changing order (at {name}).")

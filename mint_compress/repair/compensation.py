@@ -23,12 +23,9 @@ from mint_compress.repair.adjacency import trace
 from mint_compress.repair.interleaving import can_interleave
 from mint_compress.repair.layer_fit import Repair, refit_
 from mint_compress.repair.layers_to_repair import LayerToRepair, layers_to_repair
-from mint_compress.repair.network_pair import BATCH_SIZE, NetworkPair, advance_to
+from mint_compress.repair.network_pair import BATCH_SIZE, TRIMMED, NetworkPair, advance_to
 from mint_compress.repair.targets import same_positions
 from mint_compress.surgery.pruning_plan import PruningPlan
-
-TRIMMED = 4
-"""Layers after which what passes have let go of is handed back: each time, what is taken anew costs."""
 
 __all__ = ["Repair", "compensate_"]
 

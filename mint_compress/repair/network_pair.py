@@ -16,6 +16,8 @@ from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 
 BATCH_SIZE = 64
+TRIMMED = 4
+"""Passes that begin, or layers, after which memory is handed back: each time, what is taken anew costs."""
 """Images in one forward pass."""
 
 
@@ -78,15 +80,16 @@ def advance_to(name: str, pairs: Sequence[PassPair | None], pauses: int) -> None
     MintError
         A pass has come to another one.
     """
-    mine = [pair for pair in pairs if pair is not None]
+    mine, begun = [pair for pair in pairs if pair is not None], 0
     for one in (*(p.pruned for p in mine), *(p.original for p in mine)):
-        begins = one.paused_at is None
+        begun += one.paused_at is None
         while one.pauses < pauses:
             if one.paused_at is not None:  # one that begins late has nothing to show at earlier layers
                 one.recorded.pop(one.paused_at, None)
             if one.advance() is None:
                 break
-        if begins:  # the largest maps are those that it has made and let go of on its way
+        if begun == TRIMMED:  # the largest maps are those that they have made and let go of on their way
             trim_memory()
+            begun = 0
         if one.paused_at != name:
             raise MintError(f"The forward pass calls its layers in changing order (at {name}).")

@@ -10,23 +10,22 @@ from torch import Tensor, nn
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and their cells. Only their inputs can go."""
+LEAVES = ("weight", "bias")
 
 
 def input_weights(layer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that multiply the inputs, ``(gates, inputs)`` each, by name: one a direction."""
-    names = ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
-    return {name: own for name, own in layer.named_parameters(recurse=False) if name in names}
+    return _of_inputs(layer, "weight")
 
 
 def input_projection(layer: nn.Module) -> nn.Linear:
     """A linear layer of its own that gives what a recurrent layer makes of its inputs, for all gates."""
-    weights = input_weights(layer)
-    weight = torch.cat([w.detach() for w in weights.values()])
-    biases = _input_biases(layer, weights)
+    weights, biases = ([p.detach() for p in _of_inputs(layer, leaf).values()] for leaf in LEAVES)
+    weight = torch.cat(weights)
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(biases), device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
     if biases:
-        made.bias = nn.Parameter(torch.cat([b.detach() for b in biases]), requires_grad=False)
+        made.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return made
 
 
@@ -46,18 +45,16 @@ def read_and_made(layer: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, T
 
 def set_input_projection_(layer: nn.Module, projection: nn.Linear) -> None:
     """Write the weights of such a linear layer into the recurrent one, in place."""
-    weights = input_weights(layer)
-    pairs = [([*weights.values()], projection.weight), (_input_biases(layer, weights), projection.bias)]
     with torch.no_grad():
-        for owns, whole in pairs:
-            for own, part in zip(owns, whole.split([len(own) for own in owns]) if owns else (), strict=True):
+        for leaf in LEAVES:
+            owns, whole = _of_inputs(layer, leaf).values(), getattr(projection, leaf)
+            for own, part in zip(owns, whole.chunk(len(owns)) if owns else (), strict=True):
                 own.copy_(part)
 
 
-def _input_biases(layer: nn.Module, weights: dict[str, nn.Parameter]) -> list[nn.Parameter]:
-    if not layer.bias:  # whether it has any
-        return []
-    return [layer.get_parameter(name.replace("weight", "bias")) for name in weights]
+def _of_inputs(layer: nn.Module, leaf: str) -> dict[str, nn.Parameter]:
+    names = {f"{leaf}_ih", f"{leaf}_ih_l0", f"{leaf}_ih_l0_reverse"}
+    return {name: own for name, own in layer.named_parameters(recurse=False) if name in names}
 
 
 def batch_first(layer: nn.Module, inputs: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from itertools import chain
 
@@ -45,12 +44,6 @@ def _check_cuda(device: torch.device) -> None:
         raise MintError(
             f"Device {str(device)!r} asked for, but the last GPU is cuda:{torch.cuda.device_count() - 1}."
         )
-
-
-def give_back_memory() -> None:
-    """Free what only waits for it, between two stages, and hand it back to the system."""
-    gc.collect()
-    trim_memory()
 
 
 def trim_memory() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mint_compress.nn.batch_size import kept_alive, kept_alive_at, samples_at_once
 from mint_compress.nn.contexts import evaluating
-from mint_compress.nn.devices import device_of, give_back_memory, trim_memory
+from mint_compress.nn.devices import device_of, trim_memory
 from mint_compress.nn.io import concatenate, count, of_batch, select, split, to
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress
@@ -77,7 +77,7 @@ def compensate_(
     MintError
         The forward pass does not call its layers in the same order for all batches.
     """
-    give_back_memory()
+    trim_memory()
     inputs = concatenate([of_batch(batch) for batch in batches])
     interleaved = can_interleave(original, inputs)
     topology = trace(model, (select(inputs, slice(1)), None))

@@ -14,7 +14,7 @@ from mint_compress import processes
 from mint_compress.errors import MintError, our_own
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.devices import give_back_memory
+from mint_compress.nn.devices import trim_memory
 from mint_compress.nn.io import count, forward, of_batch, select
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.nn.recurrent import RECURRENT, read_and_made, reader
@@ -115,7 +115,7 @@ def calibrate(
     images = sum(count(of_batch(b)) for b in batches)
     if not images:
         raise MintError("Calibration needs at least one batch of images; none was given.")
-    give_back_memory()
+    trim_memory()
     modules = dict(model.named_modules())
     units = consumer_units(groups)
     consumers = {n: modules[n] for n in units}

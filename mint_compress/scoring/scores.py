@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mint_compress.estimators import find_estimator, uses_samples
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.nn.devices import give_back_memory
+from mint_compress.nn.devices import trim_memory
 from mint_compress.progress import Progress
 from mint_compress.scoring.calibration import Calibration
 from mint_compress.scoring.moment_scores import moment_scores
@@ -79,7 +79,7 @@ def score(
         An unknown estimator, or a calibration without what the estimator needs.
     """
     prunable = [g for g in groups if g.prunable]
-    give_back_memory()
+    trim_memory()
     if uses_samples(estimator):
         nats = sample_scores(prunable, calibration, find_estimator(estimator), blocks, seed, progress)
     else:

@@ -16,7 +16,7 @@ LARGEST = {"cpu": 32 * 2**20, "cuda": 2**30}
 """Bytes of one layer's output for all samples. Above that a CPU's allocator asks the system for fresh memory
 at every layer, and a network with large images spends more time on that than on arithmetic."""
 ALIVE = 2**30
-"""Bytes of activations that passes which have paused may keep alive. Twice as many repair no better."""
+"""Bytes of activations that passes which have paused may keep alive."""
 MAPS = 2 * 3
 """How many of the largest maps a sample keeps alive, roughly: three in a network and in its counterpart."""
 LEAST_ALIVE = 8

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and their cells. Only their inputs can go."""
 LEAVES = ("weight", "bias")
+KINDS = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+"""Those whose forward passes multiply the inputs as they are; what is derived from them may do otherwise."""
 
 
 def input_weights(layer: nn.Module) -> dict[str, nn.Parameter]:
@@ -41,6 +43,11 @@ def read_and_made(layer: nn.Module, inputs: Any, output: Any) -> tuple[Tensor, T
     read = batch_first(layer, inputs)
     with torch.no_grad():
         return read, input_projection(layer)(read)
+
+
+def is_usual(layer: nn.Module) -> bool:
+    """Whether the layer's forward pass is PyTorch's own."""
+    return any(type(layer).forward is kind.forward for kind in KINDS)
 
 
 def set_input_projection_(layer: nn.Module, projection: nn.Linear) -> None:

@@ -16,9 +16,9 @@ from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 
 BATCH_SIZE = 64
+"""Images in one forward pass."""
 TRIMMED = 4
 """Passes that begin, or layers, after which memory is handed back: each time, what is taken anew costs."""
-"""Images in one forward pass."""
 
 
 class PassPair(NamedTuple):

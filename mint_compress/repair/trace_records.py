@@ -17,7 +17,7 @@ from mint_compress.nn.contexts import evaluating, first_given, hooked
 from mint_compress.nn.io import forward, tensors_in
 from mint_compress.nn.layers import WEIGHTED, FrozenBatchNorm
 from mint_compress.nn.linear_maps import linear_map
-from mint_compress.nn.recurrent import RECURRENT
+from mint_compress.nn.recurrent import RECURRENT, is_usual
 from mint_compress.repair.tensor_location import TensorLocation
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__}
@@ -134,7 +134,7 @@ def _hook(name: str, records: TraceRecords, operations: _Operations) -> Callable
         given = first_given(args, kwargs)
         if isinstance(module, RECURRENT) and isinstance(given, Tensor):
             records.calls.append(name)
-            records.layers[name] = LayerRecord()  # none of those that know what it gives
+            records.layers[name].is_plain &= is_usual(module)  # what is made of its inputs is not seen
             return
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             return

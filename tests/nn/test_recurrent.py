@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import build, images
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 
 import mint_compress as mc
 from mint_compress.nn.recurrent import input_projection, macs_of_call, read_and_made, set_input_projection_
+from mint_compress.planning.choices import make_plan
+from mint_compress.repair.compensation import compensate_
+from mint_compress.surgery.pruning import prune_
 
 KINDS: dict[str, Any] = {
     "gru": lambda: nn.GRU(5, 3),
@@ -74,6 +79,27 @@ class Packed(Tracked):
         packed = nn.utils.rnn.pack_padded_sequence(read, [6, 4], batch_first=True)
         _, last = self.steps(packed)
         return self.fc(last[0])  # type: ignore[no-any-return]
+
+
+class Squared(nn.GRU):
+    """What it reads it has squared, so that its weights are no linear map of what it is given."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        return super().forward(input.square(), hx)
+
+
+@pytest.mark.parametrize(("kind", "repaired"), [(nn.GRU, True), (Squared, False)])
+def test_a_layer_with_ways_of_its_own_is_pruned_and_left_as_it_is(kind: type[nn.GRU], repaired: bool) -> None:
+    model, x = build("gru"), images("gru", 64)
+    model.set_submodule("steps", kind(8, 4, batch_first=True))
+    groups = mc.find_groups(model, x[:2])
+    (group,) = [g for g in groups if g.name == "conv2"]
+    plan = make_plan(groups, {"conv2": np.arange(group.width) < 4}, asked=None)
+    pruned = prune_(copy.deepcopy(model), plan)
+    before = pruned.get_submodule("steps").weight_ih_l0.clone()  # type: ignore[operator, union-attr]
+    found = {r.layer for r in compensate_(pruned, model, plan, [x])}
+    assert ("steps" in found) == repaired
+    assert torch.equal(pruned.get_submodule("steps").weight_ih_l0, before) != repaired  # type: ignore[arg-type]
 
 
 def test_packed_sequences_are_left_alone() -> None:

@@ -23,7 +23,7 @@ EXPORTERS = PACKAGE.parent / "exporters" / "mint_exporters"
 # Rooms (folders, and the files that lie beside them) from the ground up: each imports only what stands on a
 # lower floor; inside a room the files may use one another.
 FLOORS = [
-    {"errors", "progress"},
+    {"allocator", "errors", "progress"},
     {"processes"},
     {"files", "options", "importing", "exhaustion", "estimators"},
     {"zoo", "settings", "reporting", "nn"},
@@ -178,6 +178,7 @@ def test_optional_and_heavy_packages_are_imported_where_they_are_used() -> None:
 
 
 LIGHT = {
+    "allocator",
     "__init__",
     "errors",
     "processes",

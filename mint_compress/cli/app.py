@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from mint_compress import processes
+from mint_compress.allocator import keep_little_memory
 from mint_compress.cli.options import (
     BENCH,
     COMPRESS,
@@ -147,6 +148,7 @@ def compress(
 def working(quiet: bool) -> Iterator[Progress]:
     """The terminal while something long goes on, which begins with loading PyTorch."""
     with terminal(quiet or not _speaks()) as progress:
+        keep_little_memory()
         if processes.is_launch_of_one():
             logging.getLogger("mint_compress").warning(ONE_PROCESS)
         progress(LOADING, 0, 1)

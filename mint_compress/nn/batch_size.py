@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress.allocator import OWN_PAGES
 from mint_compress.errors import our_own
 from mint_compress.nn.contexts import evaluating, hooked
 from mint_compress.nn.io import Inputs, count, run, tensors_in
@@ -15,6 +16,8 @@ from mint_compress.nn.io import Inputs, count, run, tensors_in
 LARGEST = {"cpu": 32 * 2**20, "cuda": 2**30}
 """Bytes of one layer's output for all samples. Above that a CPU's allocator asks the system for fresh memory
 at every layer, and a network with large images spends more time on that than on arithmetic."""
+PASSING = {"cpu": OWN_PAGES - 2**20, "cuda": 2**30}
+"""The same where samples only pass through, so that few at a time cost nothing."""
 ALIVE = 2**30
 """Bytes of activations that passes which have paused may keep alive."""
 MAPS = 2 * 3
@@ -22,13 +25,13 @@ MAPS = 2 * 3
 LEAST_ALIVE = 8
 
 
-def samples_at_once(model: nn.Module, sample: Inputs, most: int) -> int:
-    """``most`` samples, or as many as keep each layer's output within :data:`LARGEST`; 1 at least.
+def samples_at_once(model: nn.Module, sample: Inputs, most: int, within: Mapping[str, int] = LARGEST) -> int:
+    """``most`` samples, or as many as keep each layer's output ``within`` so many bytes; 1 at least.
 
     ``sample`` is where the network is.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
-    return max(1, min(most, LARGEST.get(device, LARGEST["cuda"]) // largest_output(model, sample)))
+    return max(1, min(most, within.get(device, within["cuda"]) // largest_output(model, sample)))
 
 
 def kept_alive(model: nn.Module, sample: Inputs) -> int:

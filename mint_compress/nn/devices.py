@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from itertools import chain
 
 import torch
@@ -44,14 +42,6 @@ def _check_cuda(device: torch.device) -> None:
         raise MintError(
             f"Device {str(device)!r} asked for, but the last GPU is cuda:{torch.cuda.device_count() - 1}."
         )
-
-
-def trim_memory() -> None:
-    """Hand what is freed back to the system: glibc keeps pieces of up to 32 MiB, gigabytes of them in all."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not every C library has it
-        if trim is not None:
-            trim(0)
 
 
 def device_of(module: nn.Module) -> torch.device:

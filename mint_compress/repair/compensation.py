@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mint_compress.allocator import trim_memory
 from mint_compress.nn.batch_size import kept_alive, kept_alive_at, samples_at_once
 from mint_compress.nn.contexts import evaluating
-from mint_compress.nn.devices import device_of, trim_memory
+from mint_compress.nn.devices import device_of
 from mint_compress.nn.io import concatenate, count, of_batch, select, split, to
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.progress import Progress

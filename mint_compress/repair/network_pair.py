@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mint_compress import processes
+from mint_compress.allocator import trim_memory
 from mint_compress.errors import MintError
-from mint_compress.nn.devices import trim_memory
 from mint_compress.repair.synchronised_passes import Pass, synchronised_passes
 from mint_compress.repair.tensor_location import TensorLocation
 

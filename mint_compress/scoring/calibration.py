@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mint_compress import processes
+from mint_compress.allocator import trim_memory
 from mint_compress.errors import MintError, our_own
 from mint_compress.graph.groups import ChannelGroup, consumer_units
 from mint_compress.nn.contexts import evaluating, first_given, hooked
-from mint_compress.nn.devices import trim_memory
 from mint_compress.nn.io import count, forward, of_batch, select
 from mint_compress.nn.memory_format import fastest_layout
 from mint_compress.nn.recurrent import RECURRENT, read_and_made, reader

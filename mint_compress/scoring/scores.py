@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mint_compress.allocator import trim_memory
 from mint_compress.estimators import find_estimator, uses_samples
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.nn.devices import trim_memory
 from mint_compress.progress import Progress
 from mint_compress.scoring.calibration import Calibration
 from mint_compress.scoring.moment_scores import moment_scores

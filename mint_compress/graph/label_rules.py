@@ -390,12 +390,20 @@ def _hold_all(units: Units, operands: Sequence[_Operand]) -> None:
 
 
 def _hold_beside_constants(units: Units, operand: _Operand, others: Sequence[_Operand]) -> None:
-    """Freeze the channels that meet an element that is no channel, of something as wide as they are."""
+    """Freeze the channels that meet an element that is no channel, of something as wide as they are.
+
+    Where it is as wide along some of their dimensions, as rotations within each head are, channels go
+    together along these, and may go along the others.
+    """
     bare = compact(operand.labels)
     for other in others:
         against = compact(other.labels)
-        as_wide = any(other.labels.shape[dim] > 1 for dim in operand.varying)
-        if as_wide and bool((against == 0).any()):
+        wide = {dim for dim in operand.varying if other.labels.shape[dim] > 1}
+        if not wide or not bool((against == 0).any()):
+            continue
+        if operand.varying - wide:
+            units.join_along(operand.labels, wide)
+        else:
             one, two = torch.broadcast_tensors(bare, against)
             units.freeze(one[(two == 0) & (one > 0)], "its channels meet values of a fixed width")
 

@@ -81,13 +81,13 @@ class Units:
     def reduced(self, labels: Tensor, dims: Iterable[int], *, keepdim: bool) -> Tensor:
         """The label along ``dims`` where there is only one, 0 where there are several.
 
-        Branches that are summed are no such case: channels at the same place in each go together.
+        Where channels also stand along other dimensions, what is reduced goes together: channels at the same
+        place in each of some branches that are summed, all of a head whose norm is taken.
         """
         dims = sorted({d % labels.ndim for d in dims})
-        labels = self.find(labels)
-        for dim in dims if self._stacked(labels, dims) else ():
-            part = compact(labels, keep=(d for d in range(labels.ndim) if d != dim))
-            self.join(part.amax(dim, keepdim=True), part)
+        varying = self.varying(labels)
+        if varying.difference(dims):
+            self.join_along(labels, varying.intersection(dims))
         labels = self.find(labels)
         for dim in dims:
             part = compact(labels, keep=(d for d in range(labels.ndim) if d != dim))
@@ -99,15 +99,11 @@ class Units:
                 labels = labels.squeeze(dim)
         return labels
 
-    def _stacked(self, labels: Tensor, dims: Sequence[int]) -> bool:
-        """Whether a few things with many channels each, not many channels, stand along ``dims``."""
-        along = [d for d in sorted(self.varying(labels)) if d in dims]
-        rest = [d for d in sorted(self.varying(labels)) if d not in dims]
-        if not along or not rest:
-            return False
-        bare = compact(labels)
-        table = bare.movedim(along, list(range(len(along)))).flatten(0, len(along) - 1).flatten(1)
-        return bool(len(table.unique(dim=0)) < table.unique(dim=1).shape[1])
+    def join_along(self, labels: Tensor, dims: Iterable[int]) -> None:
+        """Put what stands along these dimensions together, wherever else it stands."""
+        for dim in dims:
+            part = compact(self.find(labels), keep=(dim,))
+            self.join(part.amax(dim, keepdim=True), part)
 
     def varying(self, labels: Tensor) -> set[int]:
         """Dimensions along which the label changes."""

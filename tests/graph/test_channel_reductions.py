@@ -153,7 +153,6 @@ def largest_place(x: Tensor) -> Tensor:
     "between",
     [
         halves,
-        runs,
         along,
         over_a_threshold_of_its_index,
         over_a_fixed_threshold,
@@ -165,6 +164,11 @@ def largest_place(x: Tensor) -> Tensor:
 def test_what_depends_on_places_or_widths_is_refused(between: Callable[[Tensor], Tensor]) -> None:
     groups = found(trunk(between))
     assert not groups["a"].prunable and not groups["b"].prunable
+
+
+def test_runs_of_channels_that_are_reduced_go_as_a_whole() -> None:
+    groups = found(trunk(runs))
+    assert groups["a"].prunable and groups["a"].width == WIDTH // 4
 
 
 class _Normalise(torch.autograd.Function):

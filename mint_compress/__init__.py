@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mint_compress.graph.groups import ChannelGroup
     from mint_compress.importance import MutualInformationImportance
     from mint_compress.inspecting import Inspection, inspect_model
-    from mint_compress.nn.separate_attention import separate_attention_
+    from mint_compress.nn.attention.separating import separate_attention_
     from mint_compress.planning.search import plan
     from mint_compress.repair.compensation import compensate_
     from mint_compress.reporting import Report
@@ -73,7 +73,7 @@ _HOMES = {
     "prune_": "surgery.pruning",
     "save": "checkpoints.saving",
     "score": "scoring.scores",
-    "separate_attention_": "nn.separate_attention",
+    "separate_attention_": "nn.attention.separating",
     "sweep": "sweeping",
     "verify": "exporting.receipt",
     "verify_export": "verifying",

@@ -7,9 +7,9 @@ import os
 from torch import nn
 
 from mint_compress.checkpoints.loading import load_model
+from mint_compress.nn.attention.separating import separate_attention_
 from mint_compress.nn.copying import bare_copy
 from mint_compress.nn.folding import fold_computed_weights_
-from mint_compress.nn.separate_attention import separate_attention_
 from mint_compress.settings import Model
 
 

@@ -13,8 +13,8 @@ from mint_compress.checkpoints.headers import Header
 from mint_compress.checkpoints.permissions import permitted
 from mint_compress.checkpoints.reading import Checkpoint
 from mint_compress.errors import MintError, shown
+from mint_compress.nn.attention.separating import restore_separate_
 from mint_compress.nn.input_selection import restore_selecting_
-from mint_compress.nn.separate_attention import restore_separate_
 from mint_compress.surgery.layer_sizes import set_shapes_, set_tensors_
 
 

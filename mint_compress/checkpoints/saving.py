@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mint_compress.checkpoints.builders import Builder, builder_of, input_shape_of
 from mint_compress.checkpoints.headers import FORMAT, HEADER_KEY, checksum
 from mint_compress.errors import MintError
+from mint_compress.nn.attention.separating import separate_layers
 from mint_compress.nn.input_selection import selecting_layers
-from mint_compress.nn.separate_attention import separate_layers
 from mint_compress.surgery.layer_sizes import shape_spec
 
 

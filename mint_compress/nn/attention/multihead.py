@@ -7,14 +7,12 @@ and values are rows of one parameter. Here each has a layer, and the heads may b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from mint_compress.errors import MintError, shown
 
 
 class SeparateAttention(nn.Module):
@@ -41,9 +39,9 @@ class SeparateAttention(nn.Module):
         self.batch_first, self.scale = packed.batch_first, packed.head_dim**-0.5
         own = _packed_weights(packed)
         biases = (None,) * 3 if packed.in_proj_bias is None else packed.in_proj_bias.chunk(3)
-        made = [_linear(weight, bias) for weight, bias in zip(own, biases, strict=True)]
+        made = [linear(weight, bias) for weight, bias in zip(own, biases, strict=True)]
         self.q_proj, self.k_proj, self.v_proj = made
-        self.out_proj = _linear(packed.out_proj.weight, packed.out_proj.bias)
+        self.out_proj = linear(packed.out_proj.weight, packed.out_proj.bias)
         self.train(packed.training)
 
     def forward(
@@ -112,7 +110,8 @@ def _packed_weights(packed: nn.MultiheadAttention) -> Sequence[Tensor]:
     return own.q_proj_weight, own.k_proj_weight, own.v_proj_weight
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer with copies of these, which are trained where they were."""
     with torch.device("meta"):
         made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     made.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
@@ -121,64 +120,9 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return made
 
 
-def separate_attention_(model: nn.Module) -> tuple[str, ...]:
-    """Give every nn.MultiheadAttention in a network layers of its own, in place, and say so in a note.
-
-    Their heads can then go one by one. One with biases for keys and values, or with hooks, stays, as do
-    subclasses, and the network itself where it is one.
-
-    Parameters
-    ----------
-    model
-        Its other modules and parameters stay the same objects.
-    """
-    names = [name for name, module in model.named_modules() if name and _can_be_separate(module)]
-    _separate_(model, names)
-    if not names:
-        return ()
-    return (
-        "nn.MultiheadAttention has layers of its own for q, k and v: "
-        f"its heads can go ({len(names)} of them)",
-    )
-
-
-def separate_layers(model: nn.Module) -> list[str]:
-    """Qualified names of the modules that :func:`separate_attention_` has made."""
-    return [name for name, module in model.named_modules() if isinstance(module, SeparateAttention)]
-
-
-def restore_separate_(model: nn.Module, names: Sequence[str]) -> None:
-    """Make the attention of a network that is rebuilt from a file separate again, in place.
-
-    Raises
-    ------
-    MintError
-        A name is not that of an nn.MultiheadAttention.
-    """
-    modules = dict(model.named_modules())
-    for name in names:
-        if not name or not _can_be_separate(modules.get(name)):
-            raise MintError(f"The file has attention {shown(name)!r}, which the architecture has not.")
-    _separate_(model, names)
-
-
-def _can_be_separate(module: nn.Module | None) -> bool:
+def can_be_separate(module: nn.Module | None) -> bool:
+    """Whether :class:`SeparateAttention` computes what this module does."""
     if type(module) is not nn.MultiheadAttention:
         return False
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     return module.bias_k is None and not module.add_zero_attn and not hooks
-
-
-def _separate_(model: nn.Module, names: Sequence[str]) -> None:
-    """Each becomes a module of its own, under all names that it has."""
-    made = {id(model.get_submodule(name)): SeparateAttention(model.get_submodule(name)) for name in names}  # type: ignore[arg-type]
-    for parent, key, child in list(_children(model)):
-        if id(child) in made:
-            setattr(parent, key, made[id(child)])
-
-
-def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is not None:
-                yield parent, key, child

@@ -16,9 +16,10 @@ import mint_compress as mc
 from mint_compress.checkpoints.builders import Builder, remember_builder
 from mint_compress.errors import MintError
 from mint_compress.graph.finding import after_trial, find_groups
+from mint_compress.nn.attention.multihead import SeparateAttention
+from mint_compress.nn.attention.separating import restore_separate_, separate_attention_
 from mint_compress.nn.contexts import seeded
 from mint_compress.nn.counting import parameters
-from mint_compress.nn.separate_attention import SeparateAttention, restore_separate_, separate_attention_
 from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
 

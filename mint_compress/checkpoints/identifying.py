@@ -14,13 +14,22 @@ from mint_compress.checkpoints.builders import Builder
 from mint_compress.checkpoints.building import accepts_classes, build, outline, shapes_of
 from mint_compress.checkpoints.prefixes import Choice, Part, chosen, parts
 from mint_compress.checkpoints.reading import Checkpoint
-from mint_compress.checkpoints.registry import TIERS, is_known, resolve, with_tier
+from mint_compress.checkpoints.registry import (
+    TIERS,
+    classes_by_default,
+    is_detection,
+    is_known,
+    resolve,
+    with_tier,
+)
 from mint_compress.checkpoints.training_keys import is_training
 from mint_compress.checkpoints.wrappings import listed, meant, no_such_set
 from mint_compress.errors import MintError, shown
 from mint_compress.surgery.layer_sizes import set_tensors_
 
 Shapes = dict[str, tuple[int, ...]]
+NEAR = 0.3
+"""Share of keys in common below which no architecture is worth naming."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,10 @@ def _identified(shapes: Shapes, recorded: str | None, path: Path) -> tuple[Build
 
 
 def _fits_nothing(shapes: Shapes, named: str | None, path: Path) -> MintError:
-    nearest = named or fingerprints.nearest(shapes, path.stem)
     remedy = "Give --arch package.module:callable for a network of your own."
+    if named is None and fingerprints.closeness(shapes) < NEAR:
+        return MintError(f"{path} fits no builder, and its keys resemble those of none. {remedy}")
+    nearest = named or fingerprints.nearest(shapes, path.stem)
     if not is_known(nearest):
         return MintError(f"{path} fits no builder. The nearest is {nearest} (pip install timm). {remedy}")
     _, difference = fitted(nearest, shapes)
@@ -175,7 +186,7 @@ def fitted(name: str, shapes: Shapes) -> tuple[Builder, str | None]:
     """A known builder with the arguments that these shapes ask for, and what still differs."""
     kwargs = _auxiliary(name, shapes)
     own = outline(name, kwargs)
-    classes = _classes(own, shapes)
+    classes = _classes_of_boxes(name, own, shapes) if is_detection(name) else _classes(own, shapes)
     if classes is not None:
         kwargs["num_classes"] = classes
         own = outline(name, kwargs)
@@ -204,10 +215,24 @@ def _auxiliary(name: str, shapes: Shapes) -> dict[str, Any]:
 
 def _classes(own: Shapes, shapes: Shapes) -> int | None:
     """The number of classes of the file, where its head is not the builder's default."""
+    head = _head(own, shapes)
+    return shapes[head][0] or None if head else None
+
+
+def _classes_of_boxes(name: str, own: Shapes, shapes: Shapes) -> int | None:
+    """The same of a detector, whose heads have a multiple of them: for each side of a box, or each anchor."""
+    head = _head(own, shapes)
+    if head not in own:
+        return None
+    return shapes[head][0] * classes_by_default(name) // own[head][0] or None
+
+
+def _head(own: Shapes, shapes: Shapes) -> str | None:
+    """The last key whose shape is another one, if there is any."""
     # the head comes last in every builder's state_dict; some have none unless asked
     changed = [k for k in shapes if own.get(k) != shapes[k] and shapes[k]]
     changed = [k for k in own if k in changed] or changed
-    return shapes[changed[-1]][0] or None if changed else None
+    return changed[-1] if changed else None
 
 
 def _difference(own: Shapes, shapes: Shapes) -> str | None:

@@ -12,20 +12,12 @@ TIERS = ("zoo", "torchvision", "timm")
 
 def known_builders() -> list[str]:
     """Names of the builders that files are recognised as: zoo, torchvision (images), timm if installed."""
-    names = [f"zoo:{n}" for n in zoo.BUILDERS]
-    names += [f"torchvision:{n}" for n in (*_torchvision_names(segmentation=False), *_segmentation())]
-    return names + [f"timm:{n}" for n in _timm_names()]
-
-
-def _torchvision_names(*, segmentation: bool) -> list[str]:
     from torchvision import models
 
-    names: list[str] = models.list_models(module=models.segmentation if segmentation else models)
-    return names
-
-
-def _segmentation() -> list[str]:
-    return _torchvision_names(segmentation=True)
+    names = [f"zoo:{n}" for n in zoo.BUILDERS]
+    for module in (models, models.segmentation, models.detection):
+        names += [f"torchvision:{n}" for n in models.list_models(module=module)]
+    return names + [f"timm:{n}" for n in _timm_names()]
 
 
 def _timm_names() -> list[str]:
@@ -48,6 +40,24 @@ def is_known(name: str) -> bool:
         return leaf in models.list_models()
     # a tag names weights of the same architecture: resnet50.a1_in1k
     return tier == "timm" and leaf.partition(".")[0] in _timm_names()
+
+
+def is_detection(name: str) -> bool:
+    """Whether it is one of torchvision's detectors, which take ``num_classes`` with the background."""
+    tier, _, leaf = name.partition(":")
+    if tier != "torchvision":
+        return False
+    from torchvision import models
+
+    return leaf in models.list_models(module=models.detection)
+
+
+def classes_by_default(name: str) -> int:
+    """How many classes a detector of torchvision has unless it is told otherwise: those of its weights."""
+    from torchvision import models
+
+    weights = models.get_model_weights(name.partition(":")[2])
+    return len(next(iter(weights)).meta["categories"])
 
 
 def with_tier(name: str) -> str | None:
@@ -95,6 +105,9 @@ def original_input_shape(name: str) -> tuple[int, ...]:
         return tuple(getattr(config, "input_size", None) or (3, 224, 224))
     from torchvision import models
 
+    if is_detection(name):
+        made = models.get_model(leaf, weights=None, weights_backbone=None)
+        return (3, *(made.transform.min_size[-1],) * 2)
     presets = [weights.transforms() for weights in models.get_model_weights(leaf)]
     # weights trained at a larger size came later; the builder's default is the smallest
     sizes = [p.crop_size[0] if hasattr(p, "crop_size") else p.resize_size[0] for p in presets]

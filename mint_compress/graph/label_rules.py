@@ -283,13 +283,14 @@ def _product_of_matrices(store: Labels, func: Any, given: dict[str, Any], output
 
 
 def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
-    """Two products: queries meet keys, and these sums meet values; a mask is added between."""
+    """Two products: queries meet keys, and these sums meet values; a mask is added between.
+
+    Where heads share keys and values, these stand for as many heads beside each other.
+    """
     store.multiplied = True
     q, k, v = (store.of(t) for t in list(given.values())[:3])
-    if q.shape[:-2] != v.shape[:-2]:  # heads that share keys
-        for labels in (q, k, v):
-            store.units.freeze(labels, "attention heads share keys")
-        return
+    if q.ndim > 3:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     scores = product(store.units, q, k.transpose(-2, -1))
     mask = given.get("attn_bias", given.get("attn_mask"))
     if isinstance(mask, Tensor):

@@ -8,8 +8,10 @@ import torch
 from surgery import difference, own, randomise
 from torch import nn
 
+from mint_compress.checkpoints import fingerprints
 from mint_compress.checkpoints.builders import Builder
 from mint_compress.checkpoints.building import build, outline
+from mint_compress.checkpoints.identifying import fitted
 from mint_compress.checkpoints.loading import builder_of, input_shape_of, load, load_model
 from mint_compress.checkpoints.random_init import WithoutRandomInit
 from mint_compress.checkpoints.registry import resolve
@@ -65,6 +67,35 @@ def test_torchvision_is_recognised(tmp_path, name, shape):
     assert loaded.input_shape == shape
     assert all(torch.equal(v, state[k]) for k, v in loaded.module.state_dict().items())
     assert all(not v.is_meta for v in (*loaded.module.parameters(), *loaded.module.buffers()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssdlite320_mobilenet_v3_large",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "maskrcnn_resnet50_fpn",
+        "retinanet_resnet50_fpn_v2",
+        "fcos_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
+    ],
+)
+def test_the_number_of_classes_of_a_detector(name):
+    """Its heads have as many outputs, or that many times anchors or sides of a box."""
+    shapes = outline(f"torchvision:{name}", {"num_classes": 7})
+    assert fingerprints.candidates(shapes)[0] == f"torchvision:{name}"
+    assert fitted(f"torchvision:{name}", shapes) == (Builder(f"torchvision:{name}", {"num_classes": 7}), None)
+    assert fingerprints.input_shape(f"torchvision:{name}") == (3, *(320 if "320" in name else 800,) * 2)
+
+
+def test_a_detector_is_recognised(tmp_path):
+    name = "ssdlite320_mobilenet_v3_large"
+    shapes = outline(f"torchvision:{name}", {"num_classes": 7})
+    torch.save({k: torch.zeros(()).expand(s).clone() for k, s in shapes.items()}, tmp_path / "a.pt")
+    loaded = load_model(tmp_path / "a.pt")
+    assert loaded.builder == Builder(f"torchvision:{name}", {"num_classes": 7})
+    assert loaded.input_shape == (3, 320, 320)
+    assert load_model(tmp_path / "a.pt", arch=name).builder == loaded.builder
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
@@ -161,7 +192,9 @@ def test_the_nearest_builder_and_the_first_difference(tmp_path):
     )
     shallow = {k: v for k, v in state.items() if not k.startswith("layer3.2")}
     fits_nothing(file, shallow, "zoo:resnet20_cifar: the file lacks its key 'layer3.2.conv1.weight'")
-    fits_nothing(file, {"foo": torch.ones(1)}, "fits no builder. The nearest is .* 'foo'")
+    fits_nothing(
+        file, {"foo": torch.ones(1)}, "fits no builder, and its keys resemble those of none. Give --arch"
+    )
 
 
 def test_the_nearest_in_torchvision(tmp_path):

@@ -52,7 +52,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 STAGES = [
     (37, {}, "in scoring (2.00 GiB more were asked for). Give fewer --calibration-images"),
-    (80, {}, "in measuring (2.00 GiB more were asked for). Give --device cpu."),
+    (64, {}, "in measuring (2.00 GiB more were asked for). Give --device cpu."),
     (50, {}, "in fine-tuning (2.00 GiB more were asked for). Give a smaller --batch-size, or --device cpu."),
 ]
 

@@ -205,6 +205,7 @@ gc.collect()
 second.run((numpy.zeros((2, 3, 6, 6), "float32"),))
 del second
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-OWN_PAGES = 16 * 2**20
+OWN_PAGES = 15 * 2**20
 """Bytes from which on a piece has pages of its own, which go when it is freed. To ask the system for pages
 takes longer than many a layer does."""
 LEFT_FREE = 128 * 2**20

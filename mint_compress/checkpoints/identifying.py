@@ -195,12 +195,15 @@ def fitted(name: str, shapes: Shapes) -> tuple[Builder, str | None]:
 
 def _called(name: str, module: nn.Module, shapes: Shapes) -> tuple[nn.Module, Builder, str | None]:
     """The same for a callable of the user's and what it makes by default; it may be called once more."""
-    builder = Builder(name)
-    classes = _classes(shapes_of(module), shapes)
+    builder, own = Builder(name), shapes_of(module)
+    classes = _classes(own, shapes)
     if classes is not None and accepts_classes(name):
         builder = Builder(name, {"num_classes": classes})
         module = build(builder)
-    return module, builder, _difference(shapes_of(module), shapes)
+    difference = _difference(shapes_of(module), shapes)
+    if difference and own.keys() == shapes.keys() and not builder.kwargs:
+        difference += f". If these are its classes, let {name} take num_classes, or make {classes}"
+    return module, builder, difference
 
 
 def _auxiliary(name: str, shapes: Shapes) -> dict[str, Any]:

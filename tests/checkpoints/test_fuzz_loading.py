@@ -1,6 +1,6 @@
 """Mutated files: whatever becomes of one, the caller sees a network or a MintError, nothing else.
 
-Nine tests fuzz for ``MINT_FUZZ_SECONDS`` each, 3 by default. They go through the same rounds of mutations in
+Nine tests fuzz for ``MINT_FUZZ_SECONDS`` each, 1 by default. They go through the same rounds of mutations in
 the same order; the time only says how far they get.
 """
 
@@ -29,7 +29,7 @@ from mint_compress.checkpoints.reading import read_checkpoint
 from mint_compress.errors import MintError
 from mint_compress.surgery.pruning_plan import PruningPlan
 
-SECONDS = float(os.environ.get("MINT_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("MINT_FUZZ_SECONDS", "1"))
 a_round = settings(
     max_examples=50,
     database=None,

@@ -250,8 +250,8 @@ def test_arch_is_a_callable(tmp_path, monkeypatch):
     assert loaded.input_shape is None
     assert torch.equal(loaded.module[0].weight, state["0.weight"])
     for arch, match in {
-        "ownbuilder:fixed": r"'0.weight' is \(7, 4\) in the file and \(3, 4\) there. If these are its classes, "
-        "let ownbuilder:fixed take num_classes, or make 7.",
+        "ownbuilder:fixed": r"'0.weight' is \(7, 4\) in the file and \(3, 4\) there. "
+        "If these are its classes, let ownbuilder:fixed take num_classes, or make 7.",
         "ownbuilder:Scope.Inner": "does not fit",
         "ownbuilder:net": "is a Sequential, not a function or class",
         "ownbuilder:gone": "cannot be imported: AttributeError",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+SET_BY_USERS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 OWN_PAGES = 15 * 2**20
 """Bytes from which on a piece has pages of its own, which go when it is freed. To ask the system for pages
 takes longer than many a layer does."""
@@ -28,7 +29,7 @@ def keep_little_memory() -> None:
     It holds for the whole process and cannot be undone, so it is for the command to do, not for the library.
     What somebody has set in the environment stays.
     """
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and (option := _of_glibc("mallopt")) is not None:
+    if not SET_BY_USERS & os.environ.keys() and (option := _of_glibc("mallopt")) is not None:
         option(M_MMAP_THRESHOLD, OWN_PAGES)
         option(M_TRIM_THRESHOLD, LEFT_FREE)
 

@@ -374,7 +374,9 @@ def test_a_plan_that_takes_what_must_stay_is_refused(folder: Path) -> None:
     assert "The plan takes channels of layers.0, which must stay: ignored by the user (layers.0)" in said
 
 
-@pytest.mark.parametrize("stage", ["try the export", "repair", "export"])
+@pytest.mark.parametrize(
+    "stage", ["try the export", pytest.param("repair", marks=pytest.mark.slow), "export"]
+)
 def test_ctrl_c_leaves_no_file_but_what_it_can_go_on_from(models: Path, tmp_path: Path, stage: str) -> None:
     options = f"{models}/resnet20.pt --ratio 0.4 -o out.onnx --data digits --input-shape 3,16,16 --epochs 0"
     command = [*COMMAND, *options.split(), "--calibration-images", "32", "--round-to", "1"]

@@ -196,7 +196,8 @@ def test_activations_that_vanish_are_quantised_by_their_extremes(
     network, x = Vanishing().eval(), torch.randn(16, 3, 6, 6)
     path = export(network, (x[:2],), tmp_path / "float.onnx").path
     OnnxExporter().quantize(path, tmp_path / "int8.onnx", [(x.numpy(),)])
-    assert tried == ["Percentile", "MinMax"]
+    # ONNX Runtime 1.21 finds percentiles of zeros, later ones fail at them
+    assert tried in (["Percentile"], ["Percentile", "MinMax"])
     [int8] = OnnxExporter().open(tmp_path / "int8.onnx").run((x.numpy(),))
     wanted = network.last.bias.detach().numpy()  # type: ignore[union-attr]
     assert np.abs(int8 - wanted[None, :, None, None]).max() < 0.01

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mint_compress.errors import MintError
 from mint_compress.estimators import knn as module
-from mint_compress.estimators.knn import _kth_smallest, knn
+from mint_compress.estimators.knn import _kth_smallest, knn  # folds of a size that only large inputs have
 
 
 def draw(seed: int, *shape: int) -> Tensor:

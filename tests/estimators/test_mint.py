@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mint_compress.errors import MintError
 from mint_compress.estimators.conditioning import pools
+
+# one parent alone, as others publish it, has no public way
 from mint_compress.estimators.gmi import _against_one_parent, _padded, gmi
 from mint_compress.estimators.mint import mint
 from mint_compress.estimators.samples import check_samples

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+# what it says is remembered, and must be forgotten here
 from mint_compress.estimators.mst import _triton_works, cross_edges, cross_edges_by_prim
 from mint_compress.estimators.mst_boruvka import cross_edges_by_boruvka
 

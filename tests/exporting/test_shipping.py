@@ -15,7 +15,7 @@ from toydata import CLASSES, arrays
 
 from mint_compress import CheckFailed, MintError, compress, load, save
 from mint_compress.exporting.protocol import ExportResult
-from mint_compress.exporting.shipping import _parity_images
+from mint_compress.exporting.shipping import _parity_images  # a report does not say how many were compared
 from mint_compress.nn.counting import parameters
 from mint_compress.nn.io import Inputs
 from mint_compress.reporting import Report

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mint_compress.nn.moments import MAX_COLUMNS
-from mint_compress.repair.layer_fit import _sample_size
+from mint_compress.repair.layer_fit import _sample_size  # how much is drawn does not show in what comes of it
 from mint_compress.repair.layers_to_repair import LayerToRepair
 
 

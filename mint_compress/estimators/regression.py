@@ -242,5 +242,6 @@ def information(problems: Sequence[Regression], units: Tensor) -> Tensor:
     """Nats each unit alone carries about the children of all problems, given everything else."""
     total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
     for problem in problems:
-        total += problem.scale * problem.nats(units).sum(1)
+        read = (problem.blocks[units] >= 0).any(1)  # of the others nothing is read here, and nothing lost
+        total[read] += problem.scale * problem.nats(units[read]).sum(1)
     return total

@@ -350,3 +350,25 @@ def test_removal_in_blocks_with_a_reader_that_has_none_of_the_candidates(
     order, losses = eliminate(set_up(wide + narrow, 61), 61)
     assert sorted(order.tolist()) == list(range(61)) and int(order[-1]) == 60
     assert bool(losses.isfinite().all())
+
+
+def test_units_that_a_problem_does_not_read_cost_nothing_there() -> None:
+    """Many narrow units of one reader, and few wide ones of another: a stream and heads that go with it."""
+    asked: list[int] = []
+
+    class Counted(Regression):
+        def nats(self, units: Tensor) -> Tensor:
+            asked.append(len(units))
+            return super().nats(units)
+
+    generator = torch.Generator().manual_seed(0)
+    narrow, wide = torch.arange(20), 20 + torch.arange(16) // 8
+    problems = []
+    for owner in (narrow, wide):
+        rows = torch.randn(100, len(owner), generator=generator, dtype=torch.float64)
+        weight = torch.randn(len(owner), 5, generator=generator, dtype=torch.float64)
+        problems.append(regression(rows.T @ rows / 100, weight, owner, 22))
+    apart = [p.nats(torch.arange(22)).sum(1) for p in problems]
+    found = information([Counted(**vars(p)) for p in problems], torch.arange(22))
+    assert asked == [20, 2]
+    torch.testing.assert_close(found, apart[0] + apart[1])

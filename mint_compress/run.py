@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from mint_compress.resuming.forms import MEASUREMENT, Form, Result
 from mint_compress.resuming.state import Kept
 from mint_compress.settings import Settings
 from mint_compress.training.evaluation import evaluate
+from mint_compress.training.original_outputs import OriginalOutputs
 from mint_compress.training.tasks.protocol import Measurement, Task
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Run:
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
+    outputs: dict[str, OriginalOutputs] = field(default_factory=lambda: defaultdict(OriginalOutputs))
+    """Of the original, by split."""
 
     @property
     def seed(self) -> int:
@@ -126,5 +130,6 @@ class Run:
             return None
         source = data.validation if validation else data.test
         return evaluate(
-            model, source, task, reference=self.original, device=self.device, progress=self.progress
-        )
+            model, source, task, reference=self.original, device=self.device, progress=self.progress,
+            kept=self.outputs["validation" if validation else "test"],
+        )  # fmt: skip

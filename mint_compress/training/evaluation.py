@@ -17,10 +17,11 @@ from mint_compress.errors import MintError
 from mint_compress.nn.batch_size import PASSING, samples_at_once
 from mint_compress.nn.contexts import evaluating, placed
 from mint_compress.nn.devices import resolve_device
-from mint_compress.nn.io import run, to
+from mint_compress.nn.io import count, run, to
 from mint_compress.nn.memory_format import fastest_layout, laid_out
 from mint_compress.processes import Share
 from mint_compress.progress import Progress
+from mint_compress.training.original_outputs import OriginalOutputs
 from mint_compress.training.tasks.classification import Classification
 from mint_compress.training.tasks.protocol import Measurement, Meter, SharedMeter, Task
 
@@ -34,6 +35,7 @@ def evaluate(
     task: Task,
     *,
     reference: nn.Module | None = None,
+    kept: OriginalOutputs | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -53,6 +55,8 @@ def evaluate(
         Whose metric it is.
     reference
         The original network, for a task that is measured on it; left as it was.
+    kept
+        What ``reference`` gave for this dataset when it was last measured on; filled by the first pass.
     device
         Where to compute: auto, cpu, cuda.
     batch_size
@@ -66,12 +70,16 @@ def evaluate(
         An empty dataset, targets that do not fit the outputs, or a reference that is missing.
     """
     where = resolve_device(device)
-    if task.measured_on_original and reference is None:
+    if not task.measured_on_original:
+        reference = None
+    elif reference is None:
         raise MintError(f"The task {task.name} compares with the original network. Give it as reference.")
+    if kept is None:
+        kept = OriginalOutputs(most_bytes=-1)
     meter = task.meter()
 
     def measure(share: Share | None) -> bool:
-        return _fed(meter, model, dataset, task, reference, where, batch_size, share, progress)
+        return _fed(meter, model, dataset, task, reference, kept, where, batch_size, share, progress)
 
     def result(seen: bool) -> Measurement:
         if not seen:
@@ -91,6 +99,7 @@ def _fed(
     dataset: Source,
     task: Task,
     reference: nn.Module | None,
+    kept: OriginalOutputs,
     where: torch.device,
     batch_size: int | None,
     share: Share | None,
@@ -104,7 +113,9 @@ def _fed(
             stack.enter_context(evaluating(network))
             stack.enter_context(placed(network, where))
         if batch_size is None:
-            batch_size = _affordable(model, dataset, where) * (share.world if share else 1)
+            # the reference is the larger one, and the same for all networks that are measured on it
+            batch_size = _affordable(networks[-1], dataset, where) * (share.world if share else 1)
+        kept.begin(dataset, batch_size)
         if progress:
             with suppress(MintError):  # a stream without a length can be measured as well
                 total = batch_count(dataset, batch_size)
@@ -113,17 +124,19 @@ def _fed(
             layout = stack.enter_context(fastest_layout(networks, first[0]))
             each = itertools.chain([first], each)
         stack.enter_context(torch.inference_mode())
-        for done, (inputs, targets) in enumerate(each, start=1):
+        for done, (inputs, targets) in enumerate(each):
             given = laid_out(to(inputs, where), layout)
             outputs = run(model, given)
-            if task.measured_on_original and reference is not None:
-                wanted = outputs if reference is model else run(reference, given)
-            else:
+            if reference is None:
                 wanted = targets_to(targets, where)
+            elif (wanted := kept.of(done, count(given))) is None:
+                wanted = outputs if reference is model else run(reference, given)
+                kept.add(count(given), wanted)
             meter.update(outputs, wanted)
             seen = True
             if progress:
-                progress(task.metric.name, done, total)
+                progress(task.metric.name, done + 1, total)
+        kept.end()
     return seen
 
 

@@ -26,6 +26,7 @@ from mint_compress.training.epochs import EpochResult
 from mint_compress.training.evaluation import evaluate
 from mint_compress.training.first_look import check_classes, settle_task
 from mint_compress.training.hyperparameters import Hyperparameters
+from mint_compress.training.original_outputs import OriginalOutputs
 from mint_compress.training.resuming import Resumable
 from mint_compress.training.schedule import one_cycle
 from mint_compress.training.shared_updates import average_statistics_
@@ -147,6 +148,7 @@ class _Run:
         self.hyperparameters, self.progress = hyperparameters, progress
         self.updates = Updates(device, model, teacher, task, hyperparameters)
         self.generator = torch.Generator().manual_seed(hyperparameters.seed)
+        self.kept = OriginalOutputs()
         self.step = self.steps = 0
 
     def train(self, train: Source, validation: Source | None, checkpoint: Path | None) -> list[EpochResult]:
@@ -174,7 +176,7 @@ class _Run:
         found = None
         if validation is not None:
             found = evaluate(
-                self.model, validation, self.task, reference=self.teacher, device=self.device
+                self.model, validation, self.task, reference=self.teacher, device=self.device, kept=self.kept
             ).value
         return EpochResult(epoch, loss, found, time.perf_counter() - start, self.task.metric)
 

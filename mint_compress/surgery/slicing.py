@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mint_compress.errors import MintError
 from mint_compress.nn.input_selection import make_selecting_
 from mint_compress.nn.layers import (
+    OVER_CHANNELS,
     STATISTICS,
     FrozenBatchNorm,
     channel_groups,
@@ -125,8 +126,8 @@ def slicer_of(module: Any, kind: str | None = None, dim: int = -1) -> Any:
         return _OfFrozenNorms()
     if isinstance(module, RECURRENT):
         return _OfRecurrentLayers()
-    if isinstance(module, nn.RMSNorm):
-        return _OfRMSNorms()
+    if isinstance(module, OVER_CHANNELS):
+        return _OverChannels()
     kinds = {"conv": tp.ops.OPTYPE.CONV, "depthwise": tp.ops.OPTYPE.DEPTHWISE_CONV}
     slicer = tp.pruner.function.PrunerBox[kinds[kind] if kind in kinds else tp.ops.module2type(module)]
     slicer.pruning_dim = dim
@@ -157,16 +158,16 @@ class _OfFrozenNorms(_OfNorms):
             setattr(module, name, values[_others(len(values), channels)])
 
 
-class _OfRMSNorms(_OfNorms):
-    """Of the last dimension."""
+class _OverChannels(_OfNorms):
+    """Of the last dimension. Torch-Pruning 1.6.1 puts the channels of a LayerNorm into the order of a set."""
 
     def prune_out_channels(self, module: Any, channels: Sequence[int]) -> None:
         *wider, width = module.normalized_shape
         kept = _others(width, channels)
         module.normalized_shape = (*wider, len(kept))
-        if module.weight is not None:
-            weight: Tensor = module.weight
-            module.weight = nn.Parameter(weight.detach()[..., kept], requires_grad=weight.requires_grad)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            cut = nn.Parameter(parameter.detach()[..., kept], requires_grad=parameter.requires_grad)
+            setattr(module, name, cut)
 
 
 class _OfRecurrentLayers:

@@ -420,13 +420,16 @@ def product(units: Units, one: Tensor, other: Tensor) -> Tensor:
 
     Channels that are summed over go together in pairs; where such sums stand side by side in a
     batch dimension (attention heads), all channels of one of them go together, and the result is
-    labelled with it.
+    labelled with it. So they do there where each channel meets each of the other factor (attention over
+    channels, and what it then sums).
     """
     shape = (*one.shape[:-1], other.shape[-1])
     left, right = units.varying(one), units.varying(other)
     k, n = one.ndim - 1, one.ndim - 2
     if k in left and n in right:
         return _contracted(units, one, other).expand(shape)
+    if left & right & set(range(n)) and (k in left or n in right or (n in left and k in right)):
+        return _as_heads(units, one, other).expand(shape)
     for labels, sides, dim in ((one, left, k), (other, right, n)):
         if dim in sides:
             units.freeze(labels, "its channels are summed with fixed weights")
@@ -441,6 +444,17 @@ def product(units: Units, one: Tensor, other: Tensor) -> Tensor:
             units.freeze(labels, "its channels meet every channel of another layer")
     units.join(rows, columns)
     return torch.where(rows.expand(shape) == 0, columns.expand(shape), rows.expand(shape))
+
+
+def _as_heads(units: Units, one: Tensor, other: Tensor) -> Tensor:
+    """Labels ``(..., 1, 1)`` of products side by side: all channels of each go together."""
+    tops = []
+    for factor in (one, other):
+        bare = compact(factor, keep=range(factor.ndim - 2))
+        tops.append(bare.amax((-2, -1), keepdim=True))
+        units.join(tops[-1], bare)
+    units.join(*tops)
+    return units.find(torch.maximum(*tops))
 
 
 def _contracted(units: Units, one: Tensor, other: Tensor) -> Tensor:

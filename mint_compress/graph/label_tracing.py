@@ -20,7 +20,7 @@ from mint_compress.graph.label_rules import Labels, follow, meet
 from mint_compress.graph.labels import spread
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes
-from mint_compress.nn.contexts import first_given, hooked
+from mint_compress.nn.contexts import first_given, forget_computed_, hooked
 from mint_compress.nn.folding import computed_weights
 from mint_compress.nn.input_selection import Selecting
 from mint_compress.nn.io import tensors_in
@@ -150,6 +150,7 @@ class Recorder:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         self.paused_by = 0
+        forget_computed_(self._model)
         with hooked(handles), torch.no_grad(), ExitStack() as modes:
             modes.enter_context(_Operations(self))
             modes.enter_context(_Calls(self))

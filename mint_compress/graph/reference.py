@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.errors import ForeignError, our_own
-from mint_compress.nn.contexts import training_flags
+from mint_compress.nn.contexts import forget_computed_, training_flags
 from mint_compress.nn.copying import copied
 from mint_compress.nn.counting import layer_macs
 from mint_compress.nn.detectors import say_raw_outputs_
@@ -247,6 +247,7 @@ def _is_single_value(error: BaseException | None) -> bool:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], *, in_training: bool = False) -> list[torch.Tensor]:
+    forget_computed_(model)
     with torch.no_grad():
         outputs = [t.clone() for t in tensors_in(run(model, inputs))]
         if in_training:

@@ -85,10 +85,12 @@ class WrittenSizes:
 
     @property
     def ties(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Units along one tensor's dimension and along another's, which a call says are equally many."""
+        """Units along one tensor's dimension, and along another's whose size is taken from that one's.
+
+        It may be a part of it, ``c // self.heads``: both lose the same share.
+        """
         for equation in self.equations:
-            place = equation.formula.place
-            if place is not None and place in self.shapes:
+            for place in sorted(equation.formula.places & self.shapes.keys()):
                 labels, dim = self.shapes[place]
                 yield _along(labels, dim), torch.cat([_along(own, equation.dim) for own in equation.labels])
 

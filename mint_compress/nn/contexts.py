@@ -41,6 +41,17 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             m.training = training
 
 
+def forget_computed_(module: nn.Module) -> None:
+    """Let its parts drop what they keep that was computed from their parameters; modes stay as they are.
+
+    LeViT's attention and its kin keep the biases of all pairs of places until their mode is set.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    module.train().eval()
+    for m, training in modes:
+        m.training = training
+
+
 @contextmanager
 def requiring_gradients(module: nn.Module) -> Iterator[None]:
     """Let every parameter want gradients, frozen ones too; afterwards the flags are as they were."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from mint_compress.errors import CheckFailed, MintError
+from mint_compress.nn.contexts import forget_computed_
 from mint_compress.nn.counting import first_owners
 from mint_compress.surgery.layer_sizes import may_shrink, set_sizes_
 from mint_compress.surgery.pruning_plan import LayerCut, PruningPlan
@@ -54,6 +55,7 @@ def prune_(model: nn.Module, plan: PruningPlan) -> nn.Module:
         cut_(model, cut.layer, cut.kind, cut.side, cut.dim, cut.removed)
     adapt_(model)
     set_sizes_(model, plan.sizes)
+    forget_computed_(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if wrong := _miscounted(model, plan, 1):

@@ -1,0 +1,121 @@
+"""Attention as public networks write it: over channels, with kept biases, heads a share of the stream."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mint_compress.graph.finding import find_groups
+from mint_compress.nn.contexts import seeded
+from mint_compress.planning.choices import make_plan
+from mint_compress.surgery.pruning import prune_
+
+HEADS, WIDTH, PLACES = 4, 5, 7
+
+
+class Attention(nn.Module):
+    """Four heads, each five wide, between layers that read and write a stream."""
+
+    def __init__(self, stream: int = 12) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.inputs = nn.Linear(3, stream)
+        self.q, self.k, self.v = (nn.Linear(stream, HEADS * WIDTH) for _ in range(3))
+        self.out, self.head = nn.Linear(HEADS * WIDTH, stream), nn.Linear(stream, 2)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        y = self.mixed(*(self.split(layer(x)) for layer in (self.q, self.k, self.v)))
+        return self.head((x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class OverChannels(Attention):
+    """Each channel attends to those of its head (Ding et al., "DaViT", 2022; Ali et al., "XCiT", 2021)."""
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = F.normalize(q, dim=2).transpose(2, 3) @ F.normalize(k, dim=2)
+        return (weights.softmax(3) @ v.transpose(2, 3)).transpose(2, 3)
+
+
+class KeptBiases(Attention):
+    """What is added for each pair of places is computed once (Graham et al., "LeViT", 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.randn(HEADS, PLACES))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> KeptBiases:
+        self.kept = {}
+        return super().train(mode)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        places = torch.arange(PLACES)
+        if "biases" not in self.kept:
+            self.kept["biases"] = self.biases[:, (places[:, None] - places).abs()]
+        weights = q @ k.transpose(2, 3) / WIDTH**0.5 + self.kept["biases"]
+        return weights.softmax(3) @ v
+
+
+@pytest.mark.parametrize("kind", [OverChannels, KeptBiases])
+def test_heads_go_as_a_whole(kind: type[Attention]) -> None:
+    with seeded(0):
+        model, x = kind().eval(), torch.randn(2, PLACES, 3)
+    model(x)  # which keeps what it computes
+    groups = find_groups(model, x)
+    (heads,) = (g for g in groups if g.name == "q")
+    assert heads.prunable and heads.width == HEADS
+    plan = make_plan(groups, {"q": np.array([False, True, False, True])}, asked=None)
+    deaf = copy.deepcopy(model)
+    deaf.out.weight.data[:, WIDTH : 2 * WIDTH] = 0
+    deaf.out.weight.data[:, 3 * WIDTH :] = 0
+    small = prune_(copy.deepcopy(model), plan)
+    assert (small.q.out_features, small.v.out_features, small.heads) == (2 * WIDTH, 2 * WIDTH, 2)
+    torch.testing.assert_close(small(x), deaf(x))
+
+
+class Divided(nn.Module):
+    """The heads' width is the stream's divided by their number: both lose the same share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.inputs = nn.Linear(3, HEADS * WIDTH)
+        self.qkv = nn.Linear(HEADS * WIDTH, 3 * HEADS * WIDTH)
+        self.out, self.head = nn.Linear(HEADS * WIDTH, HEADS * WIDTH), nn.Linear(HEADS * WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((x + self.out(y)).mean(1))
+
+
+def test_heads_go_with_a_share_of_the_stream() -> None:
+    with seeded(0):
+        model, x = Divided().eval(), torch.randn(2, PLACES, 3)
+    groups = find_groups(model, x)
+    stream, head = groups
+    assert stream.prunable and not head.prunable
+    assert [(len(positions), share) for positions, share in stream.shares] == [(20, 5), (4, 1)]
+    gone = np.zeros(24, dtype=bool)
+    gone[[2, 3, 5, 7, 11, 21]] = True  # five of the stream, and the second head
+    deaf = copy.deepcopy(model)
+    for reader in (deaf.qkv, deaf.head):
+        reader.weight.data[:, [2, 3, 5, 7, 11]] = 0
+    deaf.out.weight.data[:, WIDTH : 2 * WIDTH] = 0
+    small = prune_(copy.deepcopy(model), make_plan(groups, {stream.name: gone}, asked=None))
+    assert (small.inputs.out_features, small.qkv.out_features, small.heads) == (15, 45, 3)
+    torch.testing.assert_close(small(x), deaf(x))

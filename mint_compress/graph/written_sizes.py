@@ -34,9 +34,9 @@ class Equation:
 
 
 def _left(labels: Tensor, dim: int, gone: Tensor) -> int:
-    bare = compact(labels, keep=(dim,)).movedim(dim, 0)
-    empty = torch.isin(bare, gone).reshape(len(bare), -1).all(1)
-    return len(bare) - int(empty.sum())
+    """The most that are left along a dimension, anywhere: rows may lose different ones, but as many."""
+    alive = ~torch.isin(compact(labels, keep=(dim,)), gone)
+    return int(alive.sum(dim).max())
 
 
 def _along(labels: Tensor, dim: int) -> Tensor:

@@ -119,3 +119,43 @@ def test_heads_go_with_a_share_of_the_stream() -> None:
     small = prune_(copy.deepcopy(model), make_plan(groups, {stream.name: gone}, asked=None))
     assert (small.inputs.out_features, small.qkv.out_features, small.heads) == (15, 45, 3)
     torch.testing.assert_close(small(x), deaf(x))
+
+
+class Talking(nn.Module):
+    """Heads are mixed before the softmax and after it (Touvron et al., "CaiT", 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.inputs = nn.Linear(3, HEADS * WIDTH)
+        self.qkv = nn.Linear(HEADS * WIDTH, 3 * HEADS * WIDTH)
+        self.before, self.after = nn.Linear(HEADS, HEADS), nn.Linear(HEADS, HEADS)
+        self.out, self.head = nn.Linear(HEADS * WIDTH, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = self.before((q @ k.transpose(2, 3)).permute(0, 2, 3, 1)).softmax(2)
+        y = self.after(weights).permute(0, 3, 1, 2) @ v
+        return self.head(self.out(y.transpose(1, 2).reshape(n, t, c)).mean(1))
+
+
+def test_heads_that_talk_need_not_be_the_same_on_both_sides() -> None:
+    with seeded(0):
+        model, x = Talking().eval(), torch.randn(2, PLACES, 3)
+    groups = find_groups(model, x)
+    stream, between = (next(g for g in groups if g.name == name) for name in ("inputs", "before"))
+    assert stream.prunable and between.prunable and between.width == HEADS
+    assert [(len(positions), share) for positions, share in stream.shares] == [(20, 5), (4, 1), (4, 1)]
+    gone = np.zeros(28, dtype=bool)
+    gone[[0, 1, 2, 3, 4, 20 + 1, 24 + 3]] = True  # of the stream; keys' second head, values' last
+    plan = make_plan(groups, {"inputs": gone}, asked=None)
+    deaf = copy.deepcopy(model)
+    deaf.qkv.weight.data[:, :5] = 0
+    deaf.before.weight.data[:, 1] = 0
+    deaf.out.weight.data[:, 3 * WIDTH :] = 0
+    small = prune_(copy.deepcopy(model), plan)
+    assert (small.qkv.out_features, small.heads, small.before.in_features) == (45, 3, 3)
+    assert (small.before.out_features, small.after.out_features) == (HEADS, 3)
+    torch.testing.assert_close(small(x), deaf(x))

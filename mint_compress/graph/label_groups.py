@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.groups import HEAD, ChannelGroup, Indices, Member
+from mint_compress.graph.label_rules import GATE
 from mint_compress.graph.label_tracing import Recording, Touch
 from mint_compress.graph.reference import Reference
 
@@ -46,6 +47,7 @@ def label_groups(recording: Recording) -> list[ChannelGroup]:
     made = [own for touch, own in zip(recording.touches, units, strict=True) if touch.side == "out"]
     ties = [pair for pair in recording.written.ties if not torch.equal(*pair)]
     group_of = _components([*made, *(torch.cat(pair).numpy() for pair in ties)])
+    group_of = _without_gates(group_of, recording.held)
     position = _positions(made, group_of)
     reasons = _reasons(recording.held, group_of)
     members: dict[int, list[Member]] = {}
@@ -137,13 +139,20 @@ def _components(made: Sequence[Indices]) -> dict[int, int]:
     return {unit: find(unit) for unit in leader}
 
 
+def _without_gates(group_of: Mapping[int, int], held: Mapping[int, str]) -> dict[int, int]:
+    """Without single channels that scale others, where those that the same layer makes may go."""
+    gates = {unit for unit, reason in held.items() if reason == GATE}
+    others = {group for unit, group in group_of.items() if unit not in gates}
+    return {unit: group for unit, group in group_of.items() if unit not in gates or group not in others}
+
+
 def _positions(made: Sequence[Indices], group_of: Mapping[int, int]) -> dict[int, int]:
     """Unit -> its position in its group, in the order of the producers' channels."""
     position: dict[int, int] = {}
     widths: dict[int, int] = {}
     for units in made:
         for unit in units.tolist():
-            if unit not in position:
+            if unit in group_of and unit not in position:
                 position[unit] = widths.get(group_of[unit], 0)
                 widths[group_of[unit]] = position[unit] + 1
     return position

@@ -52,6 +52,9 @@ REDUCTIONS = {
 NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 # fmt: on
 
+GATE = "its only channel scales others"
+"""Why a channel stays that is multiplied with many."""
+
 
 class Labels:
     """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
@@ -373,7 +376,7 @@ def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         others = [other for other in operands if other is not operand]
         spread = any(operand.is_spread_over(other, shape) for other in others)
         if spread and operand.is_single:
-            units.freeze(operand.labels, "its only channel scales others")
+            units.freeze(operand.labels, GATE)
             continue
         if spread and any(operand.meets_all_of(other) for other in others):
             _hold_all(units, others)

@@ -146,3 +146,36 @@ def test_a_cut_that_follows_the_widths_by_itself_ties_nothing() -> None:
 def test_a_place_that_is_written_in_the_forward_pass_is_left_alone() -> None:
     group, _ = group_of(made(lambda: Halved(lambda x: (x[:, :4], x[:, 4:]))))
     assert not group.prunable and group.reason is not None and "cannot be removed" in group.reason
+
+
+def test_gates_stay_that_the_layer_of_the_channels_makes() -> None:
+    class Focal(nn.Module):
+        """Context that single channels gate (Yang et al., "Focal Modulation Networks", 2022)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [6, 6, 2]
+            self.inputs, self.f = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 14, 1)
+            self.h, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, context, gates = self.f(self.inputs(x)).split(self.sizes, 1)
+            wide = context.mean((2, 3), keepdim=True)
+            y: Tensor = self.head(q * self.h(context * gates[:, :1] + wide * gates[:, 1:]))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Focal().eval(), torch.randn(2, 3, 4, 4)
+    groups = find_groups(model, x)
+    (group,) = (g for g in groups if g.name == "f")
+    assert group.prunable and group.width == 12
+    (made,) = (m for m in group.members if (m.layer, m.side) == ("f", "out"))
+    assert made.total == 14 and made.channels.tolist() == list(range(12))
+    plan = make_plan(groups, {"f": np.isin(np.arange(12), (0, 4, 7, 9))}, asked=None)
+    deaf = copy.deepcopy(model)
+    with torch.no_grad():
+        deaf.head.weight[:, [0, 4]] = 0
+        deaf.h.weight[:, [1, 3]] = 0
+    small = prune_(copy.deepcopy(model), plan)
+    assert (small.f.out_channels, small.sizes) == (10, [4, 4, 2])
+    torch.testing.assert_close(small(x), deaf(x))

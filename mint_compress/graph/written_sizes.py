@@ -36,7 +36,7 @@ class Equation:
 def _left(labels: Tensor, dim: int, gone: Tensor) -> int:
     """The most that are left along a dimension, anywhere: rows may lose different ones, but as many."""
     alive = ~torch.isin(compact(labels, keep=(dim,)), gone)
-    return int(alive.sum(dim).max())
+    return int(alive.sum(dim).max()) if alive.numel() else int(labels.shape[dim])
 
 
 def _along(labels: Tensor, dim: int) -> Tensor:

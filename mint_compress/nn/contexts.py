@@ -47,7 +47,8 @@ def forget_computed_(module: nn.Module) -> None:
     LeViT's attention and its kin keep the biases of all pairs of places until their mode is set.
     """
     modes = [(m, m.training) for m in module.modules()]
-    module.train().eval()
+    module.train()
+    module.eval()
     for m, training in modes:
         m.training = training
 

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from mint_compress import zoo
 
@@ -61,6 +63,49 @@ def test_the_vgg16_script_writes_a_checkpoint_and_keeps_it(
     out.write_bytes(b"something else")
     assert script.main([str(out), *QUICK]) == 2
     assert out.read_bytes() == b"something else"
+
+
+def small_network() -> nn.Module:
+    first, second = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 12, 3)
+    layers = first, nn.BatchNorm2d(8), nn.ReLU(), second, nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 10))
+
+
+def test_the_recipe_for_cifar10_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load("train_vgg16_cifar10")
+    monkeypatch.setattr(script, "BATCH", 16)
+    monkeypatch.setattr(script, "PIECE", 8)
+    monkeypatch.setattr(script, "BUILDERS", {script.ARCH: small_network})
+    drawn = np.random.default_rng(0)
+    data = tmp_path / "cifar10.npz"
+    sizes = {"train": 40, "test": 20}
+    pixels = {f"x_{s}": drawn.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for s, n in sizes.items()}
+    np.savez(data, **pixels, **{f"y_{s}": np.arange(n) % 10 for s, n in sizes.items()})
+    asked = ["--data", str(data), "--epochs", "2"]
+
+    whole = CliRunner().invoke(script.main, [str(tmp_path / "whole.pt"), *asked])
+    assert whole.exit_code == 0, whole.output
+    assert re.search(r"whole.pt: 40 images, 2 epochs, test \d+\.\d\d%", whole.output)
+
+    def interrupted(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.click, "echo", interrupted)
+        with pytest.raises(click.Abort):
+            script.main([str(tmp_path / "parts.pt"), *asked], standalone_mode=False)
+    assert (tmp_path / "parts.training").exists()
+    rest = CliRunner().invoke(script.main, [str(tmp_path / "parts.pt"), *asked])
+    assert [line.split(":")[0] for line in rest.output.splitlines()][:1] == ["epoch 2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar10.npz", "parts.pt", "whole.pt"]
+
+    one, other = (torch.load(tmp_path / name)["state_dict"] for name in ("whole.pt", "parts.pt"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for weight in one.values():
+        if weight.ndim == 4:  # filters keep their norm
+            assert float(weight.norm()) == pytest.approx(len(weight) ** 0.5, rel=1e-5)
 
 
 def test_the_results_page_is_what_table_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mint_compress.graph.labels import Units, aligned, compact
+from mint_compress.graph.labels import Units, aligned, compact, spread
 
 # fmt: off
 MOVES = {
@@ -247,6 +247,19 @@ def _pooled_regions(store: Labels, func: Any, given: dict[str, Any], output: Ten
     store.put(output, top.reshape(1, -1, 1, 1).expand(output.shape))
 
 
+def _unfolded(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Patches (n, c * places, l) of maps (n, c, h, w): each channel once for every place of the kernel."""
+    own = store.units.across(store.of(given["self"]), -3)
+    places = output.shape[-2] // len(own)
+    store.put(output, spread(own.repeat_interleave(places), output.ndim - 2, output.shape))
+
+
+def _put_back(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """Maps that patches are summed into: what stands at the places of a kernel goes together."""
+    own = store.units.across(store.of(given["self"]), -2).reshape(output.shape[-3], -1)
+    store.put(output, spread(store.units.across(own, 0), output.ndim - 3, output.shape))
+
+
 def _written_in(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
     """Rows ``x[i] = values`` have the same channels as all others."""
     into, values, where = given["self"], given["values"], given["indices"]
@@ -314,6 +327,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm"), _product_of_matrices),
     "as_strided_": _restrided,
     "glu": _gated,
+    "im2col": _unfolded,
+    "col2im": _put_back,
     **dict.fromkeys(("roi_align", "roi_pool"), _pooled_regions),
     **dict.fromkeys(("index_put", "index_put_"), _written_in),
 }
@@ -374,11 +389,11 @@ def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         if not operand.has_channels:
             continue
         others = [other for other in operands if other is not operand]
-        spread = any(operand.is_spread_over(other, shape) for other in others)
-        if spread and operand.is_single:
+        scales = any(operand.is_spread_over(other, shape) for other in others)
+        if scales and operand.is_single:
             units.freeze(operand.labels, GATE)
             continue
-        if spread and any(operand.meets_all_of(other) for other in others):
+        if scales and any(operand.meets_all_of(other) for other in others):
             _hold_all(units, others)
         _hold_beside_constants(units, operand, others)
         labels = operand.labels.expand(list(shape))

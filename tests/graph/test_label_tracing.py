@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mint_compress.graph.bisection import tell_apart
+from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.label_groups import label_groups
 from mint_compress.graph.label_rules import meet, product
@@ -139,3 +141,34 @@ def test_kinds_of_names_are_told_apart_before_trials_run_out() -> None:
 def test_wrong_only_together_is_wrong() -> None:
     found = tell_apart(grouped("ab"), lambda some: "clash" if len(some) == 2 else None, trials=9)
     assert found == {0: "clash", 1: "clash"}
+
+
+def test_channels_are_followed_through_patches_and_back() -> None:
+    class Patches(nn.Module):
+        """Pixels two by two as tokens, and back (Yuan et al., "VOLO", 2021)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.tokens = nn.Conv2d(3, 6, 1), nn.Linear(6 * 4, 5)
+            self.back, self.head = nn.Linear(5, 7 * 4), nn.Conv2d(7, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            patches = F.unfold(self.inputs(x), 2, stride=2)
+            tokens = self.tokens(patches.transpose(1, 2)).relu()
+            maps = F.fold(self.back(tokens).transpose(1, 2), x.shape[2:], 2, stride=2)
+            y: Tensor = self.head(maps)
+            return y
+
+    torch.manual_seed(0)
+    model, x = Patches().eval(), torch.randn(2, 3, 4, 4)
+    groups = {g.name: g for g in find_groups(model, x)}
+    assert {name: (g.width, g.prunable) for name, g in groups.items()} == {
+        "inputs": (6, True),
+        "tokens": (5, True),
+        "back": (7, True),
+        "head": (2, False),
+    }
+    (read,) = groups["inputs"].consumers
+    assert read.positions.tolist() == [channel for channel in range(6) for _ in range(4)]
+    (made,) = (m for m in groups["back"].members if m.side == "out")
+    assert made.positions.tolist() == [channel for channel in range(7) for _ in range(4)]

@@ -90,6 +90,13 @@ class Labels:
         """Whether it is a tensor with labels."""
         return isinstance(value, Tensor) and (value in self._labels or id(value) in self._bare)
 
+    def is_bare(self, labels: Tensor) -> bool:
+        """Whether all that has these labels, and anything does, is elements of bare parameters."""
+        bare = [elements.flatten() for elements in self.elements.values()]
+        made = self.units.but(torch.cat(bare)) if bare else None
+        own = self.units.find(compact(labels)).unique()
+        return made is not None and bool(own.any()) and not bool(torch.isin(own[own > 0], made).any())
+
     def put(self, tensor: Any, labels: Tensor) -> None:
         """Give a tensor its labels."""
         if isinstance(tensor, Tensor):
@@ -295,7 +302,24 @@ def _product_of_matrices(store: Labels, func: Any, given: dict[str, Any], output
     factors = list(given.values())[:2]
     store.multiplied |= all(store.knows(t) for t in factors)
     one, other = (store.of(t) for t in factors)
-    store.put(output, product(store.units, one, other))
+    heads = _heads_beside_table(store, one, other)
+    store.put(output, product(store.units, one, other) if heads is None else heads.expand(output.shape))
+
+
+def _heads_beside_table(store: Labels, one: Tensor, other: Tensor) -> Tensor | None:
+    """Labels of products of heads with a table that all of them share, as of relative positions; else None.
+
+    The table stays, and so no head loses single channels, but heads may go.
+    """
+    last, units = one.ndim - 1, store.units
+    for heads, table, summed, rows in ((one, other, last, last - 1), (other, one, last - 1, last)):
+        vary, fixed = units.varying(heads), units.varying(table)
+        beside = {d for d in vary - {summed} if d == rows or d not in fixed}
+        if summed in vary and beside and 2 * last - 1 - summed in fixed and store.is_bare(table):
+            units.freeze(table, "all heads share it")
+            units.join_along(heads, {summed})
+            return units.find(heads).narrow(summed, 0, 1)
+    return None
 
 
 def _attended(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:

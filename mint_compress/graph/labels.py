@@ -31,6 +31,14 @@ class Units:
         bare = compact(labels)
         return self._root[bare].expand(labels.shape)
 
+    def but(self, units: Tensor) -> Tensor:
+        """The sets that all other units are in."""
+        others = torch.ones(len(self._root), dtype=torch.bool)
+        others[units] = False
+        others[0] = False
+        found: Tensor = self._root[others].unique()
+        return found
+
     def join(self, one: Tensor, other: Tensor) -> None:
         """Put units together element by element; 0 stays out of it. Shapes broadcast."""
         one, other = (t.flatten() for t in torch.broadcast_tensors(*_compact_together(one, other)))

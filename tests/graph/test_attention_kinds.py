@@ -68,7 +68,21 @@ class KeptBiases(Attention):
         return weights.softmax(3) @ v
 
 
-@pytest.mark.parametrize("kind", [OverChannels, KeptBiases])
+class SharedTable(Attention):
+    """What queries say of distances is looked up in a table for all heads (Li et al., "ViTDet", 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(PLACES, WIDTH))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        places = torch.arange(PLACES)
+        apart = self.table[(places[:, None] - places).abs()]
+        said = torch.einsum("bhnc,nkc->bhnk", q, apart)
+        return (said + q @ k.transpose(2, 3)).softmax(3) @ v
+
+
+@pytest.mark.parametrize("kind", [OverChannels, KeptBiases, SharedTable])
 def test_heads_go_as_a_whole(kind: type[Attention]) -> None:
     with seeded(0):
         model, x = kind().eval(), torch.randn(2, PLACES, 3)

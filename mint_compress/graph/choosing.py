@@ -12,6 +12,7 @@ from mint_compress.errors import MintError
 from mint_compress.graph.engines import Engine, Found, Refused
 from mint_compress.graph.groups import HEAD, ChannelGroup
 from mint_compress.graph.label_groups import ChannelLabels
+from mint_compress.graph.label_rules import Reading
 from mint_compress.graph.label_tracing import Recording
 from mint_compress.graph.permutation_check import map_faults
 from mint_compress.graph.reference import Reference
@@ -79,9 +80,9 @@ def chosen(
 
 
 def _with_tied(reference: Reference, groups: Sequence[ChannelGroup]) -> Sequence[ChannelGroup]:
-    """The groups; those that can lose channels only together, or in pairs, as one."""
-    for pairing in (False, True):
-        for joined in proved(reference, tied(reference, groups, pairing=pairing)):
+    """The groups; those that can lose channels only together, or in pairs or heads, as one."""
+    for reading in Reading:
+        for joined in proved(reference, tied(reference, groups, reading)):
             makers = set(joined.producers)
             own = [i for i, g in enumerate(groups) if makers & set(g.producers)]
             if joined.prunable:

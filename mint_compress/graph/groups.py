@@ -16,6 +16,7 @@ from mint_compress.graph.written_sizes import WrittenSizes
 
 Side = Literal["out", "in", "both"]
 Indices = NDArray[np.int64]
+UNREAD = "no layer reads it"
 HEAD = "head: its channels are the network's outputs"
 """Why a group whose channels leave the network is left alone."""
 UNREACHED = "not traced: the forward pass does not reach it"
@@ -123,7 +124,7 @@ class ChannelGroup:
     def checked(self) -> ChannelGroup:
         """The same group, not prunable where slicing cannot do it, whatever the permutation check says."""
         if not self.consumers:
-            return self.left_alone("no layer reads it")
+            return self.left_alone(UNREAD)
         if self.width < 2:
             return self.left_alone("only one channel")
         for member in self.members:

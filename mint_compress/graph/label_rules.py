@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
@@ -56,17 +57,28 @@ GATE = "its only channel scales others"
 """Why a channel stays that is multiplied with many."""
 
 
+class Reading(Enum):
+    """With which others channels go that cannot go by themselves."""
+
+    SIZES = auto()
+    """With those whose width theirs is written or taken from."""
+    ROWS = auto()
+    """With those at the same place of the other rows that a reshape lays them out in, as a shuffle does."""
+    HEADS = auto()
+    """With all of their head, where a layer or a parameter is applied to every head, as norms of queries."""
+
+
 class Labels:
     """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
 
     ``multiplied`` says whether channels were multiplied with channels, as in attention; ``parts`` are the
-    labels of what channels were cut into, a tensor a part, for every cut. With ``pairing``, channels that a
-    reshape lays out in rows, as a channel shuffle does, go together with those at the same place of the
-    other rows; ``paired`` says whether there were any.
+    labels of what channels were cut into, a tensor a part, for every cut; ``made`` what each layer gave.
+    ``together`` says whether there were rows or heads, where the reading asks for them.
     """
 
-    def __init__(self, bare: dict[str, nn.Parameter], *, pairing: bool = False) -> None:
-        self.pairing, self.paired = pairing, False
+    def __init__(self, bare: dict[str, nn.Parameter], reading: Reading | None = None) -> None:
+        self.reading, self.together = reading, False
+        self.made: list[Tensor] = []
         self.units = Units()
         self.multiplied = False
         self.parts: list[tuple[Tensor, ...]] = []
@@ -96,6 +108,19 @@ class Labels:
         made = self.units.but(torch.cat(bare)) if bare else None
         own = self.units.find(compact(labels)).unique()
         return made is not None and bool(own.any()) and not bool(torch.isin(own[own > 0], made).any())
+
+    def has_heads(self, labels: Tensor, dims: set[int]) -> bool:
+        """Whether one layer's channels stand beside these dimensions, where they are to go as heads."""
+        if self.reading is not Reading.HEADS or not self.units.varying(labels) - dims:
+            return False
+        own = self.units.find(compact(labels)).unique()
+        return any(bool(torch.isin(own, self.units.find(made)).all()) for made in self.made)
+
+    def as_heads(self, labels: Tensor, dims: set[int]) -> Tensor:
+        """Labels whose channels go together along these dimensions."""
+        self.together = True
+        self.units.join_along(labels, dims)
+        return self.units.find(labels)
 
     def put(self, tensor: Any, labels: Tensor) -> None:
         """Give a tensor its labels."""
@@ -180,8 +205,8 @@ def _reshaped(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -
     """The labels keep their order in memory."""
     labels = store.of(next(iter(given.values())))
     laid_out = labels.reshape(output.shape)
-    if store.pairing:
-        store.paired |= _pair_rows(store.units, labels, laid_out)
+    if store.reading is Reading.ROWS:
+        store.together |= _pair_rows(store.units, labels, laid_out)
     store.put(output, laid_out)
 
 
@@ -223,7 +248,21 @@ def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> 
     """Channels at the same element go together."""
     tensors = _tensors(list(given.values()))
     for one in _tensors(output):
-        store.put(one, meet(store.units, [_effective(store, t) for t in tensors], one.shape))
+        met = [_effective(store, t) for t in tensors]
+        store.put(one, meet(store.units, _beside_shared(store, met), one.shape))
+
+
+def _beside_shared(store: Labels, met: list[Tensor]) -> list[Tensor]:
+    """Labels of what meets: heads, where a bare parameter is applied to each of them, which then stays."""
+    ndim = max((labels.ndim for labels in met), default=0)
+    for place, shared in enumerate(met):
+        dims = {d + ndim - shared.ndim for d in store.units.varying(shared)}
+        for labels in met[:place] + met[place + 1 :]:
+            if dims and store.has_heads(aligned(labels, ndim), dims) and store.is_bare(shared):
+                store.units.freeze(shared, "all heads share it")
+                store.as_heads(aligned(labels, ndim), dims)
+                return [found for i, found in enumerate(met) if i != place]
+    return met
 
 
 def _gated(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
@@ -279,6 +318,17 @@ def _written_in(store: Labels, func: Any, given: dict[str, Any], output: Tensor)
         store.put(output, _united(store.units, before, row.expand(before.shape)))
     else:
         store.put(output, store.of(into))
+
+
+def _copied(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """What is written over a part of a tensor has its channels; an unlabelled tensor of its own gets them."""
+    into, own = store.of(output), store.of(given["src"]).expand(output.shape)
+    if bool(((compact(into) == 0) == (compact(own) == 0)).all()):
+        store.units.join(into, own)
+    elif output._is_view() or bool(compact(into).any()):
+        _not_understood(store, func, given, output)
+    else:
+        store.put(output, own)
 
 
 def _reduced(store: Labels, func: Any, given: dict[str, Any], output: Any) -> None:
@@ -354,6 +404,7 @@ RULES: dict[str, Rule] = {
     "im2col": _unfolded,
     "col2im": _put_back,
     **dict.fromkeys(("roi_align", "roi_pool"), _pooled_regions),
+    "copy_": _copied,
     **dict.fromkeys(("index_put", "index_put_"), _written_in),
 }
 """Operation -> its rule. Of the others attention and whatever is computed element by element have one."""

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 
 from mint_compress.errors import foreign, our_own
 from mint_compress.graph.groups import HEAD, Side
-from mint_compress.graph.label_rules import Labels, follow, meet
+from mint_compress.graph.label_rules import Labels, Reading, follow, meet
 from mint_compress.graph.labels import spread
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes
@@ -28,6 +28,7 @@ from mint_compress.nn.layers import NORMS, OVER_CHANNELS, WEIGHTED, in_channels,
 from mint_compress.nn.recurrent import RECURRENT
 
 MIXES = "mixes places, not channels"
+IN_NO_DIMENSION = "the channels of a parameter lie in no single dimension"
 
 LAYERS = (*WEIGHTED, *NORMS, nn.Embedding)
 OPAQUE = (nn.MultiheadAttention, *RECURRENT)
@@ -99,14 +100,12 @@ class Recorder:
     ----------
     model
         In eval mode, on the CPU.
-    shapes
-        Whether what the network takes from the shapes of tensors is followed as well: it is then given
-        tuples in their place.
-    pairing
-        Whether channels that are laid out in rows go together with those at the same place of other rows.
+    reading
+        What goes together beyond what a pass shows. With any, what the network takes from the shapes of
+        tensors is followed as well: it is then given tuples in their place.
     """
 
-    def __init__(self, model: nn.Module, *, shapes: bool = False, pairing: bool = False) -> None:
+    def __init__(self, model: nn.Module, reading: Reading | None = None) -> None:
         self._model = model
         self._needs_labels: str | None = None
         self._unsliceable: dict[str, str] = {}
@@ -119,9 +118,9 @@ class Recorder:
         self.paused_by = 0
         self.owner = {id(p): m for m in self._layers for p in m.parameters()}
         bare = {n: p for n, p in model.named_parameters() if id(p) not in self.owner}
-        self.labels = Labels(bare, pairing=pairing)
+        self.labels = Labels(bare, reading)
         self.units = self.labels.units
-        varying = self.units.varying if shapes else None
+        varying = self.units.varying if reading else None
         self._sizes = WatchingSizes(self.labels.of, lambda: self.paused_by > 0, varying)
         self._numbers: dict[Place, int] = {}
 
@@ -204,6 +203,7 @@ class Recorder:
             found,
             {name: self.units.find(own) for name, own in made.items()},
             {place: (self.units.find(own), dim) for place, (own, dim) in self._sizes.shapes.items()},
+            of_heads=self.labels.reading is Reading.HEADS,
         )
 
     @contextmanager
@@ -297,6 +297,8 @@ class Recorder:
         fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim
         if not fits or (labels.shape[dim], output.shape[dim]) != (inside, outside):
             self._refuse(module, [given], "is called in a way that is not understood")
+        elif self.labels.has_heads(labels, {dim}) and max(self.units.varying(labels)) <= dim:
+            self._apart(module, labels, output, dim)
         elif not isinstance(module, NORMS) and self._mixes_places(labels, dim):
             self._pass_over(module, given, output, dim)
         elif isinstance(module, WEIGHTED):
@@ -321,6 +323,16 @@ class Recorder:
             o if d == dim else s for d, (s, o) in enumerate(zip(labels.shape, output.shape, strict=True))
         ]
         self.labels.put(output, self.units.find(labels).narrow(dim, 0, 1).expand(shape))
+
+    def _apart(self, module: Any, labels: Tensor, output: Tensor, dim: int) -> None:
+        """A layer that is applied to every head: heads go through it, and it stays as it is."""
+        name = self._layers[module]
+        self._unsliceable.setdefault(name, f"{type(module).__name__} is applied to every head ({name})")
+        heads = self.labels.as_heads(labels, {dim})
+        vary = self.units.varying(heads)
+        for place in (d for d in range(heads.ndim) if d not in vary):
+            heads = heads.narrow(place, 0, 1)  # of places there may be fewer in the output
+        self.labels.put(output, heads.expand(output.shape))
 
     def _weighted(self, module: Any, labels: Tensor, output: Tensor, dim: int) -> None:
         name, units = self._layers[module], self.units
@@ -353,7 +365,10 @@ class Recorder:
     def _given(self, name: str, channels: int) -> Tensor:
         """The units of a layer's outputs: the same at each call."""
         before = self._touches.get((name, "out"))
-        return before.units if before else self.units.fresh(channels)
+        if before is None:
+            self.labels.made.append(self.units.fresh(channels))
+            return self.labels.made[-1]
+        return before.units
 
     def _touch(self, name: str, kind: str, side: Side, units: Tensor, groups: int = 1) -> Tensor:
         """Record a side of a layer, or join it with what an earlier call showed."""
@@ -375,7 +390,7 @@ class Recorder:
                 along = labels.movedim(fitting[0], 0).reshape(labels.shape[fitting[0]], -1)[:, 0]
                 found.append(Touch(name, "parameter", "both", along, 1, fitting[0]))
             elif labels.numel() > 1:
-                self.units.freeze(labels, f"the channels of a parameter lie in no single dimension ({name})")
+                self.units.freeze(labels, f"{IN_NO_DIMENSION} ({name})")
         return found
 
 

@@ -19,6 +19,7 @@ from mint_compress.nn.io import run, tensors_in
 from mint_compress.nn.layers import is_transposed, rows_beside
 from mint_compress.nn.recurrent import input_weights
 
+WRONG_MAP = "wrong channel map"
 FEWEST = 3
 """Interchangeable positions that shuffles can prove."""
 MOST_SINGLE = 16
@@ -63,7 +64,7 @@ def map_faults(
 
         def fault(some: Sequence[int], cases: dict[int, Case] = cases) -> str | None:
             moved = _permuted_change(reference, [cases[i] for i in some])
-            wrong = f"wrong channel map (permutation check moved the outputs by {moved:.1e})"
+            wrong = f"{WRONG_MAP} (permutation check moved the outputs by {moved:.1e})"
             return wrong if moved > TOLERANCE else None
 
         trials = reference.trials if apart else 1
@@ -84,7 +85,7 @@ def _unpermutable(
     if not (seen or (shuffles and _shows_in_outputs(reference, group, shuffles[0]))):
         return "map not verifiable: the outputs do not depend on it"
     if any(_sources(m, p) is None for p in shuffles for m in group.members):
-        return "wrong channel map (positions have no counterpart)"
+        return f"{WRONG_MAP} (positions have no counterpart)"
     return None
 
 

@@ -20,7 +20,7 @@ from mint_compress.graph.groups import ChannelGroup, Indices, Side
 from mint_compress.graph.ignored_channels import Gone, outputs_without
 from mint_compress.graph.permutation_check import unpermuted
 from mint_compress.graph.reference import TOLERANCE, Reference, change
-from mint_compress.graph.written_sizes import Sizes
+from mint_compress.graph.written_sizes import Sizes, sizes_after
 from mint_compress.nn.layers import is_transposed
 from mint_compress.nn.recurrent import input_weights
 from mint_compress.surgery.layer_sizes import set_sizes_
@@ -147,8 +147,8 @@ def _failed(reference: Reference, trials: Mapping[int, Trial], *, most: int) -> 
 def _trial(reference: Reference, trials: Sequence[Trial]) -> str | None:
     """What goes wrong when the groups lose these positions; the network is put back."""
     try:
-        gone = _gone(trials)
-        moved = _change_without(reference, gone, trials[0][0].written.after(gone))
+        sizes = sizes_after([(group.written, _gone([(group, lost)])) for group, lost in trials])
+        moved = _change_without(reference, _gone(trials), sizes)
     except ForeignError as error:  # the network's forward, on a shape that it did not expect
         return f"the network then fails ({first_line(error)})"
     except CannotCut as error:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mint_compress.errors import ForeignError
-from mint_compress.graph.groups import ChannelGroup
+from mint_compress.graph.groups import UNREAD, ChannelGroup
 from mint_compress.graph.label_groups import label_groups
-from mint_compress.graph.label_tracing import Recorder, Recording
+from mint_compress.graph.label_rules import Reading
+from mint_compress.graph.label_tracing import IN_NO_DIMENSION, Recorder, Recording
+from mint_compress.graph.permutation_check import WRONG_MAP
 from mint_compress.graph.reference import Reference
 from mint_compress.graph.removal_check import UNREMOVABLE
 from mint_compress.nn.contexts import training_flags
 
 
-def tied(reference: Reference, groups: Sequence[ChannelGroup], *, pairing: bool) -> list[ChannelGroup]:
+def tied(reference: Reference, groups: Sequence[ChannelGroup], reading: Reading) -> list[ChannelGroup]:
     """Other groups in the place of those that cannot lose channels by themselves, each of some of these.
 
     ``x.view(n, c, h, w)`` with the ``c`` of another tensor fails as soon as one of the two gets narrower,
@@ -25,35 +27,39 @@ def tied(reference: Reference, groups: Sequence[ChannelGroup], *, pairing: bool)
         The network; it is left as it was.
     groups
         From labels, proved apart.
-    pairing
-        Whether channels that are laid out in rows, to be shuffled, go together at the same place of each.
+    reading
+        What is taken to go together.
 
     Returns
     -------
     list of ChannelGroup
         None of them is proved.
     """
-    failed = {g.name for g in groups if not g.prunable and _is_unremovable(g)}
-    recording = _recorded(reference, pairing=pairing) if failed else None
+    failed = {g.name for g in groups if not g.prunable and _is_for(g, reading)}
+    recording = _recorded(reference, reading) if failed else None
     if recording is None:
         return []
     usable = failed | {g.name for g in groups if g.prunable}
     found = []
     for group in label_groups(recording):
         own = {g.name for g in groups if set(g.producers) & set(group.producers)}
-        different = pairing or (len(own) > 1 and group.parts is not None)
+        different = reading is not Reading.SIZES or (len(own) > 1 and group.parts is not None)
         if different and own & failed and own <= usable and group.prunable:
             found.append(group.checked())
     return [g for g in found if g.prunable]
 
 
-def _is_unremovable(group: ChannelGroup) -> bool:
-    return (group.reason or "").startswith(UNREMOVABLE.partition("{")[0])
+def _is_for(group: ChannelGroup, reading: Reading) -> bool:
+    """Whether a group may be left alone for what this reading takes into account."""
+    kinds = [UNREMOVABLE.partition("{")[0]]
+    if reading is Reading.HEADS:
+        kinds += [WRONG_MAP, IN_NO_DIMENSION, UNREAD]
+    return (group.reason or "").startswith(tuple(kinds))
 
 
-def _recorded(reference: Reference, *, pairing: bool) -> Recording | None:
+def _recorded(reference: Reference, reading: Reading) -> Recording | None:
     """What passes show in which sizes of tensors are followed; None where they show nothing new."""
-    recorder = Recorder(reference.model, shapes=True, pairing=pairing)
+    recorder = Recorder(reference.model, reading)
     try:
         recorder.run(reference.inputs)
         if reference.in_training:
@@ -62,5 +68,5 @@ def _recorded(reference: Reference, *, pairing: bool) -> Recording | None:
     except ForeignError:
         return None
     recording = recorder.recording()
-    new = recorder.labels.paired if pairing else any(recording.written.ties)
+    new = any(recording.written.ties) if reading is Reading.SIZES else recorder.labels.together
     return recording if new else None

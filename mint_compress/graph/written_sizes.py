@@ -46,6 +46,28 @@ def _along(labels: Tensor, dim: int) -> Tensor:
     return real
 
 
+def sizes_after(groups: Sequence[tuple[WrittenSizes, Gone]]) -> Sizes:
+    """The attributes that change, and to what, once groups have lost channels.
+
+    Parameters
+    ----------
+    groups
+        For each what its reading knows, and what it loses. One reading answers for all together, but for
+        heads only that in which they go as a whole.
+    """
+    common = next((w for w, _ in groups if w.equations and not w.of_heads), WrittenSizes())
+    lost: dict[WrittenSizes, dict[tuple[str, str, Any, int], list[int]]] = {}
+    for written, gone in groups:
+        own = lost.setdefault(written if written.of_heads else common, {})
+        for side, channels in gone.items():
+            own.setdefault(side, []).extend(channels)
+    sizes: Sizes = {}
+    for written, all_gone in lost.items():
+        for module, changed in written.after(all_gone).items():
+            sizes.setdefault(module, {}).update(changed)
+    return sizes
+
+
 @dataclass(frozen=True, eq=False)
 class WrittenSizes:
     """The sizes among a network's attributes, and the equations that hold for them.
@@ -61,12 +83,15 @@ class WrittenSizes:
     shapes
         Numbers that are sizes of tensors -> their labels, and the dimension: what these say needs no
         attribute.
+    of_heads
+        Whether this is of a reading in which heads go as a whole: it knows nothing of single channels.
     """
 
     values: Mapping[Place, int] = field(default_factory=dict)
     equations: Sequence[Equation] = ()
     made: Mapping[str, Tensor] = field(default_factory=dict)
     shapes: Mapping[Place, tuple[Tensor, int]] = field(default_factory=dict)
+    of_heads: bool = False
 
     def after(self, gone: Gone) -> Sizes:
         """The attributes that change once these channels are gone, with what makes the equations hold.

@@ -86,7 +86,7 @@ class _Blocks(LinearMap):
 
     def places(self, output: Tensor) -> int:
         """Blocks that lie within the output."""
-        return math.prod(last - first for first, last in self._extents(output))
+        return math.prod(max(0, last - first) for first, last in self._extents(output))
 
     def rows(self, inputs: Tensor, output: Tensor, positions: Tensor) -> Tensor:
         """Patches of the input."""
@@ -130,8 +130,10 @@ class _Blocks(LinearMap):
             self.layer.weight.copy_(back.reshape(self.layer.weight.shape))
 
     def is_exact(self, inputs: Tensor, output: Tensor) -> bool:
-        """As of any layer."""
+        """As of any layer; not where the output is so small that no block lies within it."""
         count = self.places(output)
+        if count == 0:
+            return False
         positions = torch.unique(torch.tensor([0, count // 2, count - 1], device=output.device))
         ours = self.rows(inputs[:1], output[:1], positions).double() @ self.matrix()
         if (bias := self.layer.bias) is not None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mint_compress.graph.costs import LayerShape, Network
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.graph.written_sizes import WrittenSizes
+from mint_compress.graph.written_sizes import Gone, sizes_after
 from mint_compress.surgery.pruning_plan import GroupCut, LayerCut, PruningPlan
 
 Mask = NDArray[np.bool_]
@@ -66,7 +66,6 @@ def make_plan(
     after = {n: s.after(*counts.get(n, (0, 0))) for n, s in network.layers.items()}
     parameters = sum(a for a, _ in after.values())
     cuts = _layer_cuts(chosen)
-    written = next((g.written for g in groups if g.written.equations), WrittenSizes())
     return PruningPlan(
         asked,
         (network.parameters - parameters) / network.parameters,
@@ -82,8 +81,13 @@ def make_plan(
         cuts,
         {n: (s.parameters, after[n][0]) for n, s in network.layers.items()},
         asked_macs,
-        written.after({(c.layer, c.kind, c.side, c.dim): c.removed for c in cuts}),
+        sizes_after([(g.written, _gone(g, m)) for g, m in chosen]),
     )
+
+
+def _gone(group: ChannelGroup, mask: Mask) -> Gone:
+    cuts = _layer_cuts([(group, mask)])
+    return {(c.layer, c.kind, c.side, c.dim): c.removed for c in cuts}
 
 
 def _layer_cuts(chosen: Sequence[tuple[ChannelGroup, Mask]]) -> tuple[LayerCut, ...]:

@@ -82,7 +82,60 @@ class SharedTable(Attention):
         return (said + q @ k.transpose(2, 3)).softmax(3) @ v
 
 
-@pytest.mark.parametrize("kind", [OverChannels, KeptBiases, SharedTable])
+class Normalised(Attention):
+    """One norm for the queries of all heads, one for their keys (Dehghani et al., "ViT-22B", 2023)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+        for norm in self.norms:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (norm(t) for norm, t in zip(self.norms, (q, k), strict=True))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class NormalisedByHand(Attention):
+    """Such norms with scales that are bare parameters, as language models write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.randn(WIDTH) for _ in range(2))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (
+            scale * (t * torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6))
+            for scale, t in zip(self.scales, (q, k), strict=True)
+        )
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Pooled(Attention):
+    """The same filters for the maps of all heads, which leave fewer places (Li et al., "MViTv2", 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(
+            nn.Conv1d(WIDTH, WIDTH, 3, stride, 1, groups=WIDTH, bias=False) for stride in (1, 2, 2)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (
+            norm(pool(t.flatten(0, 1).transpose(1, 2)).unflatten(0, (len(t), -1)).transpose(2, 3))
+            for pool, norm, t in zip(self.pools, self.norms, (q, k, v), strict=True)
+        )
+        seen = q @ k.transpose(2, 3)
+        seen[:, :, 1:] = seen[:, :, 1:] + q[:, :, 1:].mean(3, keepdim=True)
+        return seen.softmax(3) @ v
+
+
+KINDS = [OverChannels, KeptBiases, SharedTable, Normalised, NormalisedByHand, Pooled]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_heads_go_as_a_whole(kind: type[Attention]) -> None:
     with seeded(0):
         model, x = kind().eval(), torch.randn(2, PLACES, 3)

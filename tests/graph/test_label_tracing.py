@@ -172,3 +172,28 @@ def test_channels_are_followed_through_patches_and_back() -> None:
     assert read.positions.tolist() == [channel for channel in range(6) for _ in range(4)]
     (made,) = (m for m in groups["back"].members if m.side == "out")
     assert made.positions.tolist() == [channel for channel in range(7) for _ in range(4)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_channels_that_are_copied_go_or_stay_with_what_they_are_written_to(whole: bool) -> None:
+    class Written(nn.Module):
+        """Writes over all of a tensor, or over a part of one that has other channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6 if whole else 9, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.inputs(x)
+            size = [len(x), maps.shape[1] if whole else 9, *x.shape[2:]]
+            into = x.new_zeros(size)
+            (into if whole else into[:, :6]).copy_(maps)
+            y: Tensor = self.head(into)
+            return y
+
+    torch.manual_seed(0)
+    groups = find_groups(Written().eval(), torch.randn(2, 3, 4, 4))
+    (inputs,) = (g for g in groups if g.name == "inputs")
+    assert inputs.prunable == whole
+    if not whole:
+        assert inputs.reason == "the operation copy_ is not understood"

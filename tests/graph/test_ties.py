@@ -11,6 +11,7 @@ from networks import build, conv, images
 from torch import Tensor, nn
 
 from mint_compress.graph.finding import after_trial, find_groups
+from mint_compress.graph.label_rules import Reading
 from mint_compress.graph.label_tracing import Recorder
 from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
@@ -89,7 +90,7 @@ def test_sizes_that_are_followed_are_shapes_all_the_same() -> None:
             result: Tensor = self.two(x + y).flatten(1)
             return result
 
-    recorder = Recorder(Asking().eval(), shapes=True)
+    recorder = Recorder(Asking().eval(), Reading.SIZES)
     recorder.run((noise(),))
     assert {t.layer for t in recorder.touches} == {"one", "two"}
 

@@ -73,6 +73,12 @@ def test_what_is_made_of_no_blocks_is_no_such_map(make: Any) -> None:
     assert not linear_map(layer).is_exact(x, layer(x).detach())
 
 
+def test_an_output_without_a_whole_block_shows_no_such_map() -> None:
+    layer, x = nn.ConvTranspose2d(4, 3, 4, 2, 1), torch.randn(2, 4, 1, 1)
+    assert linear_map(layer).places(layer(x)) == 0
+    assert not linear_map(layer).is_exact(x, layer(x).detach())
+
+
 class Up(nn.Module):
     """Widens, and enlarges what it has made."""
 

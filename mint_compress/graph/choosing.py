@@ -12,8 +12,8 @@ from mint_compress.errors import MintError
 from mint_compress.graph.engines import Engine, Found, Refused
 from mint_compress.graph.groups import HEAD, ChannelGroup
 from mint_compress.graph.label_groups import ChannelLabels
-from mint_compress.graph.label_rules import Reading
 from mint_compress.graph.label_tracing import Recording
+from mint_compress.graph.labels import Reading
 from mint_compress.graph.permutation_check import map_faults
 from mint_compress.graph.reference import Reference
 from mint_compress.graph.removal_check import removable

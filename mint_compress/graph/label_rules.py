@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mint_compress.graph.labels import Units, aligned, compact, spread
+from mint_compress.graph.labels import Reading, Units, aligned, compact, spread
 
 # fmt: off
 MOVES = {
@@ -55,17 +54,6 @@ NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 
 GATE = "its only channel scales others"
 """Why a channel stays that is multiplied with many."""
-
-
-class Reading(Enum):
-    """With which others channels go that cannot go by themselves."""
-
-    SIZES = auto()
-    """With those whose width theirs is written or taken from."""
-    ROWS = auto()
-    """With those at the same place of the other rows that a reshape lays them out in, as a shuffle does."""
-    HEADS = auto()
-    """With all of their head, where a layer or a parameter is applied to every head, as norms of queries."""
 
 
 class Labels:

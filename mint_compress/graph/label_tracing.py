@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_iter
 
 from mint_compress.errors import foreign, our_own
 from mint_compress.graph.groups import HEAD, Side
-from mint_compress.graph.label_rules import Labels, Reading, follow, meet
-from mint_compress.graph.labels import spread
+from mint_compress.graph.label_rules import Labels, follow, meet
+from mint_compress.graph.labels import Reading, spread
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes
 from mint_compress.nn.contexts import first_given, forget_computed_, hooked
@@ -203,7 +203,7 @@ class Recorder:
             found,
             {name: self.units.find(own) for name, own in made.items()},
             {place: (self.units.find(own), dim) for place, (own, dim) in self._sizes.shapes.items()},
-            of_heads=self.labels.reading is Reading.HEADS,
+            reading=self.labels.reading,
         )
 
     @contextmanager

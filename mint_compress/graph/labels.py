@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
+
+
+class Reading(Enum):
+    """With which others channels go that cannot go by themselves."""
+
+    SIZES = auto()
+    """With those whose width theirs is written or taken from."""
+    ROWS = auto()
+    """With those at the same place of the other rows that a reshape lays them out in, as a shuffle does."""
+    NUMBERS = auto()
+    """With those of which a module says by the same attribute how many there are, as of each of its heads."""
+    HEADS = auto()
+    """With all of their head, where a layer or a parameter is applied to every head, as norms of queries."""
 
 
 class Units:

@@ -1,4 +1,4 @@
-"""Groups that fail by themselves: tried with those whose widths theirs is taken from, and in pairs."""
+"""Groups that fail by themselves: tried with others whose sizes go with theirs, in pairs, and as heads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from mint_compress.errors import ForeignError
 from mint_compress.graph.groups import UNREAD, ChannelGroup
 from mint_compress.graph.label_groups import label_groups
-from mint_compress.graph.label_rules import Reading
 from mint_compress.graph.label_tracing import IN_NO_DIMENSION, Recorder, Recording
+from mint_compress.graph.labels import Reading
 from mint_compress.graph.permutation_check import WRONG_MAP
 from mint_compress.graph.reference import Reference
 from mint_compress.graph.removal_check import UNREMOVABLE
@@ -43,7 +43,8 @@ def tied(reference: Reference, groups: Sequence[ChannelGroup], reading: Reading)
     found = []
     for group in label_groups(recording):
         own = {g.name for g in groups if set(g.producers) & set(group.producers)}
-        different = reading is not Reading.SIZES or (len(own) > 1 and group.parts is not None)
+        joined = len(own) > 1 and group.parts is not None
+        different = joined or reading in (Reading.ROWS, Reading.HEADS)
         if different and own & failed and own <= usable and group.prunable:
             found.append(group.checked())
     return [g for g in found if g.prunable]
@@ -68,5 +69,10 @@ def _recorded(reference: Reference, reading: Reading) -> Recording | None:
     except ForeignError:
         return None
     recording = recorder.recording()
-    new = any(recording.written.ties) if reading is Reading.SIZES else recorder.labels.together
+    if reading is Reading.SIZES:
+        new = any(recording.written.ties_by_shape)
+    elif reading is Reading.NUMBERS:
+        new = any(recording.written.ties_by_number)
+    else:
+        new = recorder.labels.together
     return recording if new else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mint_compress.errors import our_own
-from mint_compress.graph.labels import compact
+from mint_compress.graph.labels import Reading, compact
 from mint_compress.graph.written_numbers import Formula, Place, Written, WrittenShape
 
 Gone = Mapping[tuple[str, str, Any, int], Sequence[int]]
@@ -46,6 +46,10 @@ def _along(labels: Tensor, dim: int) -> Tensor:
     return real
 
 
+def _changes_along(labels: Tensor, dim: int) -> bool:
+    return bool((labels != labels.narrow(dim, 0, 1)).any())
+
+
 def sizes_after(groups: Sequence[tuple[WrittenSizes, Gone]]) -> Sizes:
     """The attributes that change, and to what, once groups have lost channels.
 
@@ -55,10 +59,10 @@ def sizes_after(groups: Sequence[tuple[WrittenSizes, Gone]]) -> Sizes:
         For each what its reading knows, and what it loses. One reading answers for all together, but for
         heads only that in which they go as a whole.
     """
-    common = next((w for w, _ in groups if w.equations and not w.of_heads), WrittenSizes())
+    common = next((w for w, _ in groups if w.equations and w.reading is not Reading.HEADS), WrittenSizes())
     lost: dict[WrittenSizes, dict[tuple[str, str, Any, int], list[int]]] = {}
     for written, gone in groups:
-        own = lost.setdefault(written if written.of_heads else common, {})
+        own = lost.setdefault(written if written.reading is Reading.HEADS else common, {})
         for side, channels in gone.items():
             own.setdefault(side, []).extend(channels)
     sizes: Sizes = {}
@@ -83,15 +87,16 @@ class WrittenSizes:
     shapes
         Numbers that are sizes of tensors -> their labels, and the dimension: what these say needs no
         attribute.
-    of_heads
-        Whether this is of a reading in which heads go as a whole: it knows nothing of single channels.
+    reading
+        What goes together in it beyond what a pass shows. One in which heads go as a whole knows nothing of
+        single channels.
     """
 
     values: Mapping[Place, int] = field(default_factory=dict)
     equations: Sequence[Equation] = ()
     made: Mapping[str, Tensor] = field(default_factory=dict)
     shapes: Mapping[Place, tuple[Tensor, int]] = field(default_factory=dict)
-    of_heads: bool = False
+    reading: Reading | None = None
 
     def after(self, gone: Gone) -> Sizes:
         """The attributes that change once these channels are gone, with what makes the equations hold.
@@ -110,6 +115,25 @@ class WrittenSizes:
 
     @property
     def ties(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Units that lose the same share."""
+        yield from self.ties_by_shape
+        if self.reading is Reading.NUMBERS:
+            yield from self.ties_by_number
+
+    @property
+    def ties_by_number(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Units along the dimensions of two tensors whose sizes are the same attribute."""
+        first: dict[Place, Tensor] = {}
+        for equation in self.equations:
+            place = equation.formula.place
+            own = [labels for labels in equation.labels if _changes_along(labels, equation.dim)]
+            if place is not None and own:
+                units = torch.cat([_along(labels, equation.dim) for labels in own])
+                if not torch.equal(first.setdefault(place, units), units):
+                    yield first[place], units
+
+    @property
+    def ties_by_shape(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Units along one tensor's dimension, and along another's whose size is taken from that one's.
 
         It may be a part of it, ``c // self.heads``: both lose the same share.

@@ -11,8 +11,9 @@ from networks import build, conv, images
 from torch import Tensor, nn
 
 from mint_compress.graph.finding import after_trial, find_groups
-from mint_compress.graph.label_rules import Reading
 from mint_compress.graph.label_tracing import Recorder
+from mint_compress.graph.labels import Reading
+from mint_compress.nn.contexts import seeded
 from mint_compress.planning.choices import make_plan
 from mint_compress.surgery.pruning import prune_
 
@@ -124,3 +125,34 @@ def test_units_of_shufflenet_are_followed_through_all_their_shuffles() -> None:
     assert stage.prunable and len(stage.producers) == 5
     # what passes by every branch has two positions of 16 channels each, what is read first eight of two
     assert [(len(own), share) for own, share in stage.shares] == [(2, 1), (2, 1), (4, 2), (8, 4)]
+
+
+class Counted(nn.Module):
+    """Two layers whose runs of channels are counted by one attribute, as the heads of keys and of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 4
+        self.one, self.two = nn.Linear(3, 4 * 5), nn.Linear(3, 4 * 2)
+        self.mine, self.other = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own, others = (layer(x).view(len(x), self.runs, -1) for layer in (self.one, self.two))
+        result: Tensor = self.mine(own.tanh().mean(2)) * self.other(others.tanh().mean(2))
+        return result
+
+
+def test_what_one_attribute_counts_loses_as_much_and_not_the_same() -> None:
+    with seeded(0):
+        model, x = Counted().eval(), torch.randn(6, 3)
+    groups = find_groups(model, x)
+    (both,) = (g for g in groups if g.prunable)
+    assert [(len(own), share) for own, share in both.shares] == [(4, 1), (4, 1)]
+    plan = make_plan(groups, {both.name: np.isin(np.arange(8), [1, 4 + 3])}, asked=None)
+    assert plan.sizes == {"": {"runs": 3}}
+    small, deaf = prune_(copy.deepcopy(model), plan), copy.deepcopy(model)
+    assert (small.one.out_features, small.two.out_features) == (15, 6)
+    with torch.no_grad():
+        deaf.mine.weight[:, 1] = 0
+        deaf.other.weight[:, 3] = 0
+        torch.testing.assert_close(small(x), deaf(x))

@@ -108,6 +108,17 @@ def test_the_recipe_for_cifar10_goes_on_where_it_stopped(
             assert float(weight.norm()) == pytest.approx(len(weight) ** 0.5, rel=1e-5)
 
 
+def test_a_square_of_each_image_is_hidden() -> None:
+    script = load("train_vgg16_cifar10")
+    images = torch.ones(200, 3, 32, 32)
+    left = script.without_square(images, 12, torch.Generator().manual_seed(0)) == 1
+    assert bool((left == left[:, :1]).all())  # of all colours
+    rows, columns = ((~left[:, 0]).any(dim).sum(1) for dim in (2, 1))
+    assert torch.equal((~left[:, 0]).sum((1, 2)), rows * columns)  # a rectangle
+    # centres anywhere: sides from 6 on, where the square passes the border, to 12
+    assert {int(rows.min()), int(columns.min())} == {6} and {int(rows.max()), int(columns.max())} == {12}
+
+
 def test_the_results_page_is_what_table_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     page = load("tables").write(EXAMPLES / "results", tmp_path / "results.md")

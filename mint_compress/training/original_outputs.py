@@ -47,7 +47,10 @@ class OriginalOutputs:
         if self.whole or self._left < 0:
             return
         self._left -= sum(x.untyped_storage().nbytes() for x in tensors_in(outputs))
-        self._batches = [] if self._left < 0 else [*self._batches, (samples, outputs)]
+        if self._left < 0:
+            self._batches.clear()
+        else:
+            self._batches.append((samples, outputs))
 
     def end(self) -> None:
         """After a pass that came to its end."""

@@ -142,10 +142,8 @@ def finish(
     with log.step("export"):
         exported = mc.export(part, (images[:2],), folder / "m.onnx")
     with log.step("verify"):
-        modules = {n for n, _ in loaded.named_modules()}
-        predicted = {n: after for n, (_, after) in plan.layers.items() if n in modules}
         _, parity = mc.verify(
-            model, loaded, exported, images, predicted=predicted, device="cpu",
+            model, loaded, exported, images, predicted=plan.left, device="cpu",
             tensors_path=folder / "m.safetensors", part=part,
         )  # fmt: skip
     log(parity=parity.max_rel)

@@ -38,8 +38,9 @@ class Receipt:
     counted
         The parameters after, in every place where they can be counted.
     never_run
-        Modules with parameters that the forward pass does not reach in eval mode (auxiliary heads):
-        an export holds nothing of them, so ``counted.export`` may be smaller by their share.
+        Modules with parameters, and bare parameters, that the forward pass does not reach in eval mode
+        (auxiliary heads, what stands for masked patches in training): an export holds nothing of them, so
+        ``counted.export`` may be smaller by their share.
     """
 
     parameters: Counts
@@ -142,7 +143,7 @@ def check_receipt(
     if export is not None:
         exported = check_export(within, export.traced, export.tensors, idle)
         # some modules are used without being called: nn.MultiheadAttention reads its projection's weight
-        idle = tuple(name for name in idle if not any(t.startswith(f"{name}.") for t in export.traced))
+        idle = tuple(name for name in idle if not any(f"{t}.".startswith(f"{name}.") for t in export.traced))
     return Receipt(
         parameters=Counts(parameters(original), modules),
         macs=Counts(_macs(original, example_inputs), _macs(pruned, example_inputs)),

@@ -31,14 +31,16 @@ def check_export(
         and shape, transposition allowed. An optimiser that folds something into a weight may drop
         its name, and it keeps one of several small equal tensors; then the shape must be there.
     never_run
-        Modules whose parameters neither has to hold.
+        Modules whose parameters neither has to hold, and single parameters.
     """
     missing: list[tuple[nn.Parameter, str]] = []
     kept: list[nn.Parameter] = []
     total = 0
     for parameter, names in named_parameters(pruned):
         shape = tuple(parameter.shape)
-        idle = all(name.rpartition(".")[0] in never_run for name in names)
+        if not parameter.numel():  # exporters drop what is empty
+            continue
+        idle = all(name in never_run or name.rpartition(".")[0] in never_run for name in names)
         if name := next((name for name in names if name in traced), None):
             _compare(name, traced[name], (shape,))
             total += math.prod(traced[name])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
 
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting.layer_breakdown import calls
@@ -18,9 +21,7 @@ def check_modules(original: nn.Module, pruned: nn.Module, predicted: Mapping[str
     weighted = {name for name, m in original.named_modules() if isinstance(m, WEIGHTED)}
     before = {name: count for name, count in _first_owned(original).items() if name in weighted}
     named, owned = dict(pruned.named_modules()), _first_owned(pruned)
-    expected = {} if predicted is None else {**before, **predicted}
-    if unknown := next((name for name in expected if name not in named), None):
-        raise CheckFailed(f"The plan expects a layer '{unknown}' that the pruned network does not have.")
+    expected = {} if predicted is None else {**before, **_by_module(predicted, pruned)}
     for name, module in named.items():
         count, described = _own_parameters(module), _described(module)
         if described not in (None, count):
@@ -34,12 +35,48 @@ def check_modules(original: nn.Module, pruned: nn.Module, predicted: Mapping[str
     return parameters(pruned)
 
 
+def _by_module(predicted: Mapping[str, int], pruned: nn.Module) -> dict[str, int]:
+    """What a plan says of layers and of bare parameters, which count by themselves there."""
+    modules = {name for name, _ in pruned.named_modules()}
+    bare = {name for name, _ in pruned.named_parameters(remove_duplicate=False)}
+    found: dict[str, int] = {}
+    for name, count in predicted.items():
+        if name not in modules and name not in bare:
+            raise CheckFailed(f"The plan expects a layer '{name}' that the pruned network does not have.")
+        module = name if name in modules else name.rpartition(".")[0]
+        found[module] = found.get(module, 0) + count
+    return found
+
+
 def never_run(model: nn.Module, example_inputs: Inputs) -> tuple[str, ...]:
-    """Modules with parameters of their own that are not called in eval mode, by qualified name."""
-    called = set(calls(model, example_inputs))
-    return tuple(
-        name for name, module in model.named_modules() if name not in called and _own_parameters(module)
-    )
+    """What has no part in a pass in eval mode, by qualified name.
+
+    Modules with parameters of their own that are not called, and bare parameters of others, such as the
+    embedding of what is masked in training.
+    """
+    with _Taking() as taking:
+        called = set(calls(model, example_inputs))
+    idle = []
+    for name, module in model.named_modules():
+        if name not in called:
+            idle += [name] if _own_parameters(module) else []
+        elif not type(module).__module__.startswith("torch."):
+            bare = module.named_parameters(prefix=name, recurse=False)
+            idle += [leaf for leaf, parameter in bare if id(parameter) not in taking.taken]
+    return tuple(idle)
+
+
+class _Taking(TorchFunctionMode):
+    """Sees which parameters operations take; to ask for a shape or a type is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":
+            self.taken |= {id(x) for x in tree_iter((args, kwargs)) if isinstance(x, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
 
 
 def _own_parameters(module: nn.Module) -> int:

@@ -192,13 +192,13 @@ def ship(
     part, said = shipment.part.of(pruned), shipment.part.said(pruned)
     receipt, parity = verify(
         original, pruned, after, select(images, slice(_parity_images(report))),
-        predicted=_predicted(pruned, plan), tensors_path=stage.tensors, device=how.provider,
+        predicted=plan.left, tensors_path=stage.tensors, device=how.provider,
         threads=how.threads, logits=logits if shipment.part.is_whole else None, part=part, progress=progress,
     )  # fmt: skip
     sizes = _other_size(part, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
     slow = check_speed(times, budget, force=force)
-    idle = tuple(f"{name} never runs: the export does not hold it" for name in receipt.never_run)
+    idle = tuple(f"{name} has no part in a pass: the export does not hold it" for name in receipt.never_run)
     report = replace(
         report, receipt=receipt.counted, parity=parity,
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,
@@ -288,9 +288,8 @@ def _export_or_keep(
             dynamic_size=shipment.dynamic_size,
         )  # fmt: skip
     except MintError as error:
-        predicted = _predicted(pruned, plan)  # what is kept is what was counted
-        check_receipt(
-            original, pruned, example_inputs=example, predicted=predicted, tensors_path=stage.tensors
+        check_receipt(  # what is kept is what was counted
+            original, pruned, example_inputs=example, predicted=plan.left, tensors_path=stage.tensors
         )
         _move({stage.tensors: kept}, shipment.folder)
         more = f"The original was exported, the pruned network was not: its weights are kept in {kept}."
@@ -303,12 +302,6 @@ def _with_more(error: MintError, more: str) -> MintError:
     """The same failure, with the same exit status and one more sentence."""
     kind = CheckFailed if isinstance(error, CheckFailed) else MintError
     return kind(f"{str(error).rstrip('.')}. {more}")
-
-
-def _predicted(pruned: nn.Module, plan: PruningPlan) -> dict[str, int]:
-    """Parameters of each layer after, where the plan knows it as a module."""
-    modules = {name for name, _ in pruned.named_modules()}
-    return {name: after for name, (_, after) in plan.layers.items() if name in modules}
 
 
 def _other_size(pruned: nn.Module, exported: ExportResult, images: Inputs, how: Benchmark) -> tuple[str, ...]:

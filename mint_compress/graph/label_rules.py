@@ -72,7 +72,7 @@ class Labels:
         self.parts: list[tuple[Tensor, ...]] = []
         self.elements: dict[str, Tensor] = {}
         self._labels = WeakTensorKeyDictionary()
-        self._bare = {id(p): (name, p) for name, p in bare.items()}
+        self._bare = {id(p): (name, p) for name, p in bare.items() if p.numel()}
 
     def of(self, tensor: Tensor) -> Tensor:
         """The labels of a tensor; all 0 when nothing is known about it."""

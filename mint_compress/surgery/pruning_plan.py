@@ -74,6 +74,11 @@ class PruningPlan:
             counts[cut.layer] = (inside + gone, outside) if cut.side == "in" else (inside, outside + gone)
         return counts
 
+    @property
+    def left(self) -> dict[str, int]:
+        """Layer, or bare parameter that loses channels, -> parameters that are left."""
+        return {name: after for name, (_, after) in self.layers.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's version."""
         return {"format": PLAN_FORMAT, **asdict(self)}

@@ -1,9 +1,11 @@
 """The receipt against hand counts, and every way in which it or parity must fail."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +20,10 @@ from mint_compress.exporting.receipt_export import check_export
 from mint_compress.exporting.receipt_modules import check_modules, never_run
 from mint_compress.exporting.receipt_tensors import check_tensors
 from mint_compress.exporting.session import Session
+from mint_compress.graph.finding import find_groups
+from mint_compress.planning.choices import make_plan
 from mint_compress.reporting.records import Counts, LayerChange, ReceiptCounts
+from mint_compress.surgery.pruning import prune_
 
 
 class Branched(nn.Module):
@@ -187,6 +192,36 @@ def test_parallel_heads_are_no_chain() -> None:
 
 def test_modules_that_the_forward_pass_does_not_reach(pruned: Branched, samples: torch.Tensor) -> None:
     assert never_run(pruned, (samples,)) == ("aux",)
+
+
+class Masking(nn.Module):
+    """A class token, one that stands for masked patches in training, and an empty parameter, as in DINOv3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.first, self.masked = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 8))
+        self.registers = nn.Parameter(torch.randn(0, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = torch.cat([self.first.expand(len(x), -1, -1).to(self.masked.dtype), self.patches(x)], 1)
+        y: torch.Tensor = self.head(tokens.mean(1).relu()) + self.registers.sum(0)
+        return y
+
+
+def test_parameters_that_only_training_uses_are_counted_and_not_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    original, samples = Masking().eval(), torch.randn(4, 5, 3)
+    groups = find_groups(original, samples)
+    plan = make_plan(groups, {"patches": np.arange(8) % 2 == 0}, asked=None)
+    small = prune_(copy.deepcopy(original), plan)
+    assert plan.left == {"": 8, "first": 4, "patches": 16, "head": 10}
+    exported = export(small, (samples,), tmp_path / "small.onnx")
+    receipt, _ = verify(original, small, exported, samples, predicted=plan.left, device="cpu")
+    assert receipt.never_run == ("masked",)
+    assert (receipt.counted.modules, receipt.counted.export) == (38, 30)
+    with pytest.raises(CheckFailed, match="Layer '' has 12 parameters; the plan predicted 13"):
+        check_modules(original, small, {**plan.left, "first": 5})
 
 
 def test_prediction_that_does_not_hold(original: Branched, pruned: Branched) -> None:

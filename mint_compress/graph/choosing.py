@@ -76,18 +76,29 @@ def chosen(
     instead = _proved_apart(reference, labels.groups(reference), ignored)
     if isinstance(instead, Refused):
         raise MintError("The network is too costly to analyse as a whole; prune its parts one by one.")
-    return Answer(_with_tied(reference, instead.groups), labels.name, found.reason)
+    return Answer(_with_tied(reference, instead.groups, ignored), labels.name, found.reason)
 
 
-def _with_tied(reference: Reference, groups: Sequence[ChannelGroup]) -> Sequence[ChannelGroup]:
+def _with_tied(
+    reference: Reference, groups: Sequence[ChannelGroup], ignored: set[str]
+) -> Sequence[ChannelGroup]:
     """The groups; those that can lose channels only together, or in pairs or heads, as one."""
     for reading in Reading:
-        for joined in proved(reference, tied(reference, groups, reading)):
-            makers = set(joined.producers)
-            own = [i for i, g in enumerate(groups) if makers & set(g.producers)]
-            if joined.prunable:
+        found = _without_those_that_stay(reference.model, tied(reference, groups, reading), ignored)
+        for joined in proved(reference, found):
+            if not joined.prunable:
+                continue
+            own = [i for i, g in enumerate(groups) if _takes_the_place(joined, g)]
+            if own:
                 groups = [g if i != own[0] else joined for i, g in enumerate(groups) if i not in own[1:]]
     return groups
+
+
+def _takes_the_place(joined: ChannelGroup, group: ChannelGroup) -> bool:
+    """Not that of a group that stays for what other layers of it are: that is still told of."""
+    makers = set(joined.producers)
+    more = not group.prunable and bool(set(group.producers) - makers) and group.name != joined.name
+    return bool(makers & set(group.producers)) and not more
 
 
 def _right_as_a_whole(

@@ -98,8 +98,9 @@ class Labels:
         return made is not None and bool(own.any()) and not bool(torch.isin(own[own > 0], made).any())
 
     def has_heads(self, labels: Tensor, dims: set[int]) -> bool:
-        """Whether one layer's channels stand beside these dimensions, where they are to go as heads."""
-        if self.reading is not Reading.HEADS or not self.units.varying(labels) - dims:
+        """Whether one layer's channels stand in dimensions before these, where they are to go as heads."""
+        before = self.units.varying(labels) - dims
+        if self.reading is not Reading.HEADS or not before or max(before) > min(dims):
             return False
         own = self.units.find(compact(labels)).unique()
         return any(bool(torch.isin(own, self.units.find(made)).all()) for made in self.made)
@@ -241,12 +242,12 @@ def _pointwise(store: Labels, func: Any, given: dict[str, Any], output: Any) -> 
 
 
 def _beside_shared(store: Labels, met: list[Tensor]) -> list[Tensor]:
-    """Labels of what meets: heads, where a bare parameter is applied to each of them, which then stays."""
+    """Labels of what meets: of heads alone, where the same meets each of them, which then stays."""
     ndim = max((labels.ndim for labels in met), default=0)
     for place, shared in enumerate(met):
         dims = {d + ndim - shared.ndim for d in store.units.varying(shared)}
         for labels in met[:place] + met[place + 1 :]:
-            if dims and store.has_heads(aligned(labels, ndim), dims) and store.is_bare(shared):
+            if dims and store.has_heads(aligned(labels, ndim), dims):
                 store.units.freeze(shared, "all heads share it")
                 store.as_heads(aligned(labels, ndim), dims)
                 return [found for i, found in enumerate(met) if i != place]
@@ -279,6 +280,25 @@ def _pooled_regions(store: Labels, func: Any, given: dict[str, Any], output: Ten
     top = own.amax(-1)
     store.units.join(top[:, None], own)
     store.put(output, top.reshape(1, -1, 1, 1).expand(output.shape))
+
+
+def _sampled(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
+    """What is looked up in maps (n, c, h, w), between their pixels, has their channels.
+
+    Where every head has maps of its own, what says where to look goes with them (deformable attention).
+    """
+    labels, grid, units = store.of(given["input"]), store.of(given["grid"]), store.units
+    lead = compact(labels, keep=(0, 1)).reshape(*labels.shape[:2], -1)
+    top = lead.amax(-1)
+    units.join(top[..., None], lead)
+    places = compact(grid, keep=(0,)).reshape(len(grid), -1)
+    if 0 in units.varying(grid) and 0 in units.varying(labels):
+        units.join(top.amax(1, keepdim=True), top)
+        units.join(top.amax(1, keepdim=True), places)
+        top = units.find(top)
+    else:
+        units.freeze(grid, "they say where others are looked up")
+    store.put(output, top.reshape(*top.shape, *[1] * (output.ndim - 2)).expand(output.shape))
 
 
 def _unfolded(store: Labels, func: Any, given: dict[str, Any], output: Tensor) -> None:
@@ -391,6 +411,7 @@ RULES: dict[str, Rule] = {
     "glu": _gated,
     "im2col": _unfolded,
     "col2im": _put_back,
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     **dict.fromkeys(("roi_align", "roi_pool"), _pooled_regions),
     "copy_": _copied,
     **dict.fromkeys(("index_put", "index_put_"), _written_in),

@@ -297,7 +297,7 @@ class Recorder:
         fits = output.ndim == labels.ndim and 0 <= dim < labels.ndim
         if not fits or (labels.shape[dim], output.shape[dim]) != (inside, outside):
             self._refuse(module, [given], "is called in a way that is not understood")
-        elif self.labels.has_heads(labels, {dim}) and max(self.units.varying(labels)) <= dim:
+        elif self.labels.has_heads(labels, {dim}):
             self._apart(module, labels, output, dim)
         elif not isinstance(module, NORMS) and self._mixes_places(labels, dim):
             self._pass_over(module, given, output, dim)

@@ -39,13 +39,12 @@ def tied(reference: Reference, groups: Sequence[ChannelGroup], reading: Reading)
     recording = _recorded(reference, reading) if failed else None
     if recording is None:
         return []
-    usable = failed | {g.name for g in groups if g.prunable}
     found = []
     for group in label_groups(recording):
         own = {g.name for g in groups if set(g.producers) & set(group.producers)}
         joined = len(own) > 1 and group.parts is not None
         different = joined or reading in (Reading.ROWS, Reading.HEADS)
-        if different and own & failed and own <= usable and group.prunable:
+        if different and own & failed and group.prunable:
             found.append(group.checked())
     return [g for g in found if g.prunable]
 

@@ -16,11 +16,11 @@ WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
 
 class _HoldsStatistics(type):
-    """Its instances are all modules of that name that hold a normalisation as buffers."""
+    """Its instances are all modules whose name ends so (DetrFrozenBatchNorm2d) and hold a norm as buffers."""
 
     def __instancecheck__(cls, module: object) -> bool:
         held = {n: b for n, b in getattr(module, "_buffers", {}).items() if b is not None}
-        named = type(module).__name__ == FROZEN and {*STATISTICS} <= held.keys()
+        named = type(module).__name__.endswith(FROZEN) and {*STATISTICS} <= held.keys()
         return named and len({held[name].shape for name in STATISTICS}) == 1
 
 

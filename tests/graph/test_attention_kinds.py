@@ -132,7 +132,23 @@ class Pooled(Attention):
         return seen.softmax(3) @ v
 
 
-KINDS = [OverChannels, KeptBiases, SharedTable, Normalised, NormalisedByHand, Pooled]
+class Deformable(Attention):
+    """Queries say where to look, beside places that all heads share (Zhu et al., "Deformable DETR", 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Buffer(torch.randn(PLACES, 3))
+        self.shared = nn.Linear(3, WIDTH)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        maps = v.transpose(2, 3).flatten(0, 1).unsqueeze(2)
+        at = (q + self.shared(self.points)).tanh().flatten(0, 1)
+        seen = F.grid_sample(maps, torch.stack([at, at], 3), align_corners=False)
+        weights = k.softmax(3).flatten(0, 1).unsqueeze(1)
+        return (seen * weights).sum(3).unflatten(0, (len(v), -1)).transpose(2, 3)
+
+
+KINDS = [OverChannels, KeptBiases, SharedTable, Normalised, NormalisedByHand, Pooled, Deformable]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,12 +6,14 @@ import copy
 
 import detectors
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from mint_compress.graph.finding import after_trial, find_groups
 from mint_compress.nn.detectors import everything_raw
+from mint_compress.nn.layers import STATISTICS
 from mint_compress.planning.choices import make_plan
 from mint_compress.repair.adjacency import trace
 from mint_compress.surgery.pruning import prune_
@@ -56,9 +58,9 @@ def test_without_channels_heads_say_what_they_say_when_those_are_ignored() -> No
 class Frozen(nn.Module):
     """A chain with normalisations that are held in buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), FrozenBatchNorm2d(8)
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), kind(8)
         self.second, self.head = nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 2)
         for name, low, high in (
             ("weight", 0.5, 2),
@@ -73,9 +75,26 @@ class Frozen(nn.Module):
         return result
 
 
-def test_a_frozen_normalisation_loses_the_channels_of_its_layer_and_takes_its_intercept() -> None:
+class DetrFrozenBatchNorm2d(nn.Module):
+    """A copy with the same buffers, as the transformers package has one for each of its detectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name in STATISTICS:
+            self.register_buffer(name, torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, var = (self.get_buffer(name).reshape(1, -1, 1, 1) for name in STATISTICS)
+        scale = weight * (var + 1e-5).rsqrt()
+        return x * scale + bias - mean * scale
+
+
+@pytest.mark.parametrize("kind", [FrozenBatchNorm2d, DetrFrozenBatchNorm2d])
+def test_a_frozen_normalisation_loses_the_channels_of_its_layer_and_takes_its_intercept(
+    kind: type[nn.Module],
+) -> None:
     torch.manual_seed(0)
-    model, x = Frozen().eval(), torch.randn(2, 3, 6, 6)
+    model, x = Frozen(kind).eval(), torch.randn(2, 3, 6, 6)
     groups = find_groups(model, x[:1])
     first = groups[0]
     assert [(m.layer, m.kind, m.side) for m in first.members] == [

@@ -14,8 +14,8 @@ from torch import nn
 from mint_compress.exporting.layer_breakdown import layer_counts
 from mint_compress.exporting.parity import TOLERANCE, check_parity
 from mint_compress.exporting.protocol import ExportResult, find_exporter
-from mint_compress.exporting.receipt_export import check_export
-from mint_compress.exporting.receipt_modules import check_modules, never_run
+from mint_compress.exporting.receipt_export import check_export, missing_from
+from mint_compress.exporting.receipt_modules import check_modules, never_run, without_effect
 from mint_compress.exporting.receipt_tensors import check_tensors
 from mint_compress.nn.counting import module_macs, parameters
 from mint_compress.nn.devices import device_of
@@ -141,6 +141,8 @@ def check_receipt(
     idle = never_run(within, example_inputs)
     exported = None
     if export is not None:
+        if missing_from(within, export.traced, idle):
+            idle += without_effect(within, example_inputs)
         exported = check_export(within, export.traced, export.tensors, idle)
         # some modules are used without being called: nn.MultiheadAttention reads its projection's weight
         idle = tuple(name for name in idle if not any(f"{t}.".startswith(f"{name}.") for t in export.traced))

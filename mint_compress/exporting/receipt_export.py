@@ -40,7 +40,7 @@ def check_export(
         shape = tuple(parameter.shape)
         if not parameter.numel():  # exporters drop what is empty
             continue
-        idle = all(name in never_run or name.rpartition(".")[0] in never_run for name in names)
+        idle = _is_of(names, never_run)
         if name := next((name for name in names if name in traced), None):
             _compare(name, traced[name], (shape,))
             total += math.prod(traced[name])
@@ -61,7 +61,19 @@ def check_export(
         if match is None:
             raise CheckFailed(f"The shipped file has no tensor '{name}' of shape {tuple(parameter.shape)}.")
         anonymous.remove(match)
+        kept.append(parameter)
     return total
+
+
+def missing_from(pruned: nn.Module, traced: Mapping[str, Shape], never_run: tuple[str, ...]) -> bool:
+    """Whether a trace lacks a parameter of what runs."""
+    held = ((p, names) for p, names in named_parameters(pruned) if p.numel() and not _is_of(names, never_run))
+    return any(traced.keys().isdisjoint(names) for _, names in held)
+
+
+def _is_of(names: tuple[str, ...], modules: tuple[str, ...]) -> bool:
+    """Whether a parameter, with all its names, is one of these or of these modules."""
+    return all(name in modules or name.rpartition(".")[0] in modules for name in names)
 
 
 def _anonymous(model: nn.Module, shipped: Mapping[str, Shape]) -> list[Shape]:

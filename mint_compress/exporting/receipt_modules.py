@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 
 from mint_compress.errors import CheckFailed
 from mint_compress.exporting.layer_breakdown import calls
+from mint_compress.nn.contexts import evaluating, requiring_gradients
 from mint_compress.nn.counting import first_owners, parameters
-from mint_compress.nn.io import Inputs
+from mint_compress.nn.devices import device_of
+from mint_compress.nn.io import Inputs, run, tensors_in, to
 from mint_compress.nn.layers import WEIGHTED, fan_in, out_channels
 
 
@@ -64,6 +67,25 @@ def never_run(model: nn.Module, example_inputs: Inputs) -> tuple[str, ...]:
             bare = module.named_parameters(prefix=name, recurse=False)
             idle += [leaf for leaf, parameter in bare if id(parameter) not in taking.taken]
     return tuple(idle)
+
+
+def without_effect(model: nn.Module, example_inputs: Inputs) -> tuple[str, ...]:
+    """Modules that are called and whose own parameters no output depends on, by qualified name.
+
+    An auxiliary head that always runs, a last norm of which nobody uses what it gives: exporters leave them
+    out. What is passed on without gradients counts as unused; that the export computes the same all the same
+    is for parity to say.
+    """
+    with evaluating(model), requiring_gradients(model), torch.enable_grad():
+        outputs = tensors_in(run(model, to(example_inputs, device_of(model))))
+        floating = [t.sum().double() for t in outputs if t.requires_grad]
+        if not floating:
+            return ()
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(torch.stack(floating).sum(), wanted, allow_unused=True)
+    dead = {id(p) for p, gradient in zip(wanted, found, strict=True) if gradient is None}
+    own = {name: [*module.parameters(recurse=False)] for name, module in model.named_modules()}
+    return tuple(name for name, held in own.items() if held and all(id(p) in dead for p in held))
 
 
 class _Taking(TorchFunctionMode):

@@ -62,7 +62,8 @@ def _scale(norm: Any, drift: Tensor) -> Tensor:
     if norm is None:
         return drift.new_ones(())
     gamma: Tensor | None = norm.weight
-    scale: Tensor = (norm.running_var + norm.eps).sqrt()
+    # copies of FrozenBatchNorm2d write theirs into the forward pass
+    scale: Tensor = (norm.running_var + getattr(norm, "eps", 1e-5)).sqrt()
     if gamma is not None:
         strong = gamma.abs() > 1e-2 * gamma.abs().max()
         scale = torch.where(strong, scale / gamma, 0.0)  # a channel that is hardly used stays as it is

@@ -17,7 +17,7 @@ from mint_compress.exporting.parity import check_parity
 from mint_compress.exporting.protocol import ExportResult, export, find_exporter
 from mint_compress.exporting.receipt import Receipt, check_receipt, verify
 from mint_compress.exporting.receipt_export import check_export
-from mint_compress.exporting.receipt_modules import check_modules, never_run
+from mint_compress.exporting.receipt_modules import check_modules, never_run, without_effect
 from mint_compress.exporting.receipt_tensors import check_tensors
 from mint_compress.exporting.session import Session
 from mint_compress.graph.finding import find_groups
@@ -222,6 +222,44 @@ def test_parameters_that_only_training_uses_are_counted_and_not_exported(tmp_pat
     assert (receipt.counted.modules, receipt.counted.export) == (38, 30)
     with pytest.raises(CheckFailed, match="Layer '' has 12 parameters; the plan predicted 13"):
         check_modules(original, small, {**plan.left, "first": 5})
+
+
+class Idling(nn.Module):
+    """A head that always runs, of which nobody uses what it gives, and a norm of that kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.aux, self.norm = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x).relu()
+        self.aux(self.norm(y))
+        result: torch.Tensor = self.head(y)
+        return result
+
+
+def test_what_runs_without_effect_need_not_be_in_an_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, samples = Idling().eval().requires_grad_(False), torch.randn(4, 3)
+    assert without_effect(network, samples) == ("aux.0", "aux.2", "norm")
+    exported = export(network, (samples,), tmp_path / "idling.onnx")
+    receipt, _ = verify(network, network, exported, samples, device="cpu")
+    assert receipt.never_run == ("aux.0", "aux.2", "norm")
+    assert receipt.counted.export == 3 * 8 + 8 + 8 * 2 + 2
+    short = {name: shape for name, shape in exported.traced.items() if name != "head.bias"}
+    with pytest.raises(CheckFailed, match=r"The export has no tensor 'head.bias'"):
+        check_receipt(network, network, export=replace(exported, traced=short), example_inputs=samples)
+
+
+def test_of_equal_tensors_that_lost_their_names_one_is_enough() -> None:
+    network = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3), nn.Linear(4, 3))
+    nn.init.zeros_(network[1].weight)
+    nn.init.zeros_(network[2].weight)
+    traced = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    assert check_export(network, traced, {"0.weight": (4, 3), "val_7": (4, 3)}) == 12 + 2 * 15
+    with pytest.raises(CheckFailed, match=r"no tensor '1.weight' of shape \(3, 4\)"):
+        check_export(network, traced, {"0.weight": (4, 3)})
 
 
 def test_prediction_that_does_not_hold(original: Branched, pruned: Branched) -> None:

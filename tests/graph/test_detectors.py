@@ -16,6 +16,7 @@ from mint_compress.nn.detectors import everything_raw
 from mint_compress.nn.layers import STATISTICS
 from mint_compress.planning.choices import make_plan
 from mint_compress.repair.adjacency import trace
+from mint_compress.repair.compensation import compensate_
 from mint_compress.surgery.pruning import prune_
 
 IMAGES = torch.rand(2, 3, detectors.SIZE, detectors.SIZE, generator=torch.Generator().manual_seed(0))
@@ -108,3 +109,5 @@ def test_a_frozen_normalisation_loses_the_channels_of_its_layer_and_takes_its_in
         deaf.second.weight[:, [0, 3, 6]] = 0
         torch.testing.assert_close(small(x), deaf(x))
     assert trace(small, x).norms == {"first": "norm"}
+    compensate_(small, model, plan, [x])
+    assert bool(torch.isfinite(small(x)).all())

@@ -187,9 +187,13 @@ def watch(process: subprocess.Popen[Any], seconds: float, gigabytes: float) -> t
 
 
 def results() -> dict[str, Record]:
-    """Model -> its last result."""
+    """Model -> its last result, and what the engines said when they were last compared."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {r["name"]: r for r in map(json.loads, lines)}
+    found: dict[str, Record] = {}
+    for record in map(json.loads, lines):
+        before = found.get(record["name"], {})
+        found[record["name"]] = {**{k: v for k, v in before.items() if k == "engines"}, **record}
+    return found
 
 
 def run_all(options: argparse.Namespace) -> None:
@@ -299,7 +303,8 @@ def _engines(ran: Sequence[Record]) -> list[str]:
         "## Two engines",
         "",
         f"Torch-Pruning's graph and the labels offer the same groups in {len(compared) - len(other)} of",
-        f"{len(compared)} networks. In the others, who is upheld where each group is proved by itself:",
+        f"{len(compared)} networks, when these were last compared. In the others, who is upheld where each",
+        "group is proved by itself:",
         "",
         "| model | engines |",
         "|---|---|",

@@ -242,3 +242,10 @@ def test_heads_that_talk_need_not_be_the_same_on_both_sides() -> None:
     assert (small.qkv.out_features, small.heads, small.before.in_features) == (45, 3, 3)
     assert (small.before.out_features, small.after.out_features) == (HEADS, 3)
     torch.testing.assert_close(small(x), deaf(x))
+
+
+def test_heads_of_a_layer_that_is_ignored_stay() -> None:
+    with seeded(0):
+        model, x = Normalised().eval(), torch.randn(2, PLACES, 3)
+    groups = find_groups(model, x, ignore=["k"])
+    assert [g.name for g in groups if g.prunable] == ["inputs"]

@@ -70,7 +70,7 @@ class Recipe:
 
     def train(self, images: Tensor, labels: Tensor, state: Path) -> None:
         if state.exists():
-            self.load(torch.load(state))
+            self.load(torch.load(state), state)
         flipped = torch.randint(2, (len(images),), generator=torch.Generator().manual_seed(self.seed)).bool()
         while self.epoch < self.epochs:
             start = time.perf_counter()
@@ -107,13 +107,23 @@ class Recipe:
 
     def state(self) -> dict[str, object]:
         return {
+            "asked": self.asked,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
         }
 
-    def load(self, state: dict[str, object]) -> None:
+    @property
+    def asked(self) -> dict[str, int]:
+        return {"epochs": self.epochs, "seed": self.seed, "hidden": self.hidden}
+
+    def load(self, state: dict[str, object], path: Path) -> None:
+        if state["asked"] != self.asked:
+            raise click.ClickException(
+                f"{path} is of a training with {state['asked']}, and {self.asked} is asked for. "
+                "Give the same settings, or delete it."
+            )
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):

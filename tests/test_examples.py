@@ -97,6 +97,8 @@ def test_the_recipe_for_cifar10_goes_on_where_it_stopped(
         with pytest.raises(click.Abort):
             script.main([str(tmp_path / "parts.pt"), *asked], standalone_mode=False)
     assert (tmp_path / "parts.training").exists()
+    other = CliRunner().invoke(script.main, [str(tmp_path / "parts.pt"), *asked, "--hidden", "0"])
+    assert other.exit_code == 1 and "'hidden': 12" in other.output and "'hidden': 0" in other.output
     rest = CliRunner().invoke(script.main, [str(tmp_path / "parts.pt"), *asked])
     assert [line.split(":")[0] for line in rest.output.splitlines()][:1] == ["epoch 2"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar10.npz", "parts.pt", "whole.pt"]

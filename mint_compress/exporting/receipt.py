@@ -38,9 +38,9 @@ class Receipt:
     counted
         The parameters after, in every place where they can be counted.
     never_run
-        Modules with parameters, and bare parameters, that the forward pass does not reach in eval mode
-        (auxiliary heads, what stands for masked patches in training): an export holds nothing of them, so
-        ``counted.export`` may be smaller by their share.
+        Modules with parameters, and bare parameters, that have no effect on the outputs in eval mode
+        (auxiliary heads, what stands for masked patches in training, a norm that nobody reads): an export
+        holds nothing of them, so ``counted.export`` may be smaller by their share.
     """
 
     parameters: Counts

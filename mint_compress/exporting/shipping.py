@@ -198,7 +198,9 @@ def ship(
     sizes = _other_size(part, after, images, how) if shipment.dynamic_size else ()
     times = _time_both(shipment.original, after, images, how, progress)
     slow = check_speed(times, budget, force=force)
-    idle = tuple(f"{name} has no part in a pass: the export does not hold it" for name in receipt.never_run)
+    idle = tuple(
+        f"{name} has no effect on the outputs: the export does not hold it" for name in receipt.never_run
+    )
     report = replace(
         report, receipt=receipt.counted, parity=parity,
         latency_ms=Latencies(times.original, times.pruned), speedup=times.speedup,

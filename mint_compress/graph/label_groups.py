@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mint_compress.graph.engines import Found, Refused
 from mint_compress.graph.groups import HEAD, ChannelGroup, Indices, Member
-from mint_compress.graph.label_rules import GATE
+from mint_compress.graph.label_meeting import GATE
 from mint_compress.graph.label_tracing import Recording, Touch
 from mint_compress.graph.reference import Reference
 

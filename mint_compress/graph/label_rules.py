@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from mint_compress.graph.label_meeting import meet, product, united
+from mint_compress.graph.label_store import Labels
 from mint_compress.graph.labels import Reading, Units, aligned, compact, spread
 
 # fmt: off
@@ -51,74 +52,6 @@ REDUCTIONS = {
 }
 NORMALISATIONS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 # fmt: on
-
-GATE = "its only channel scales others"
-"""Why a channel stays that is multiplied with many."""
-
-
-class Labels:
-    """The labels of all tensors of a pass; bare parameters get theirs when they are first met.
-
-    ``multiplied`` says whether channels were multiplied with channels, as in attention; ``parts`` are the
-    labels of what channels were cut into, a tensor a part, for every cut; ``made`` what each layer gave.
-    ``together`` says whether there were rows or heads, where the reading asks for them.
-    """
-
-    def __init__(self, bare: dict[str, nn.Parameter], reading: Reading | None = None) -> None:
-        self.reading, self.together = reading, False
-        self.made: list[Tensor] = []
-        self.units = Units()
-        self.multiplied = False
-        self.parts: list[tuple[Tensor, ...]] = []
-        self.elements: dict[str, Tensor] = {}
-        self._labels = WeakTensorKeyDictionary()
-        self._bare = {id(p): (name, p) for name, p in bare.items() if p.numel()}
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The labels of a tensor; all 0 when nothing is known about it."""
-        found: Tensor | None = self._labels.get(tensor)
-        if found is None and id(tensor) in self._bare:
-            name, parameter = self._bare[id(tensor)]
-            if name not in self.elements:
-                self.elements[name] = self.units.fresh(parameter.numel()).reshape(parameter.shape)
-            found = self.elements[name]
-        if found is None:
-            found = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
-        return found
-
-    def knows(self, value: Any) -> bool:
-        """Whether it is a tensor with labels."""
-        return isinstance(value, Tensor) and (value in self._labels or id(value) in self._bare)
-
-    def is_bare(self, labels: Tensor) -> bool:
-        """Whether all that has these labels, and anything does, is elements of bare parameters."""
-        bare = [elements.flatten() for elements in self.elements.values()]
-        made = self.units.but(torch.cat(bare)) if bare else None
-        own = self.units.find(compact(labels)).unique()
-        return made is not None and bool(own.any()) and not bool(torch.isin(own[own > 0], made).any())
-
-    def has_heads(self, labels: Tensor, dims: set[int]) -> bool:
-        """Whether one layer's channels stand in dimensions before these, where they are to go as heads."""
-        before = self.units.varying(labels) - dims
-        if self.reading is not Reading.HEADS or not before or max(before) > min(dims):
-            return False
-        own = self.units.find(compact(labels)).unique()
-        return any(bool(torch.isin(own, self.units.find(made)).all()) for made in self.made)
-
-    def as_heads(self, labels: Tensor, dims: set[int]) -> Tensor:
-        """Labels whose channels go together along these dimensions."""
-        self.together = True
-        self.units.join_along(labels, dims)
-        return self.units.find(labels)
-
-    def put(self, tensor: Any, labels: Tensor) -> None:
-        """Give a tensor its labels."""
-        if isinstance(tensor, Tensor):
-            self._labels[tensor] = labels.expand(tensor.shape)
-
-    def forget(self) -> None:
-        """Forget the tensors of the last pass, but not what was learned from them."""
-        self._labels.clear()
 
 
 def follow(store: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -323,7 +256,7 @@ def _written_in(store: Labels, func: Any, given: dict[str, Any], output: Tensor)
         own, before = store.of(values), store.of(into)
         row = own[:1]
         store.units.join(row, own)
-        store.put(output, _united(store.units, before, row.expand(before.shape)))
+        store.put(output, united(store.units, before, row.expand(before.shape)))
     else:
         store.put(output, store.of(into))
 
@@ -431,144 +364,3 @@ def _effective(store: Labels, tensor: Tensor) -> Tensor:
     if store.knows(tensor) and bool(compact(labels).any()):
         return labels
     return labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
-
-
-class _Operand(NamedTuple):
-    """One of the tensors that meet element by element."""
-
-    labels: Tensor
-    """With a dimension for each of the result."""
-    varying: set[int]
-    """Dimensions along which they change."""
-
-    @property
-    def has_channels(self) -> bool:
-        return bool(compact(self.labels).any())
-
-    @property
-    def is_single(self) -> bool:
-        """Whether it is one channel, or one element."""
-        return self.labels.numel() <= 1 or not self.varying
-
-    def is_spread_over(self, other: _Operand, shape: Sequence[int]) -> bool:
-        """Whether one element of this meets many channels of the other."""
-        return any(self.labels.shape[dim] == 1 for dim in other.varying if shape[dim] > 1)
-
-    def meets_all_of(self, other: _Operand) -> bool:
-        """Whether each channel of this meets the same elements of the other, channels among them."""
-        alike = any(other.labels.shape[dim] == 1 for dim in self.varying)
-        return alike and bool(other.varying) and other.has_channels
-
-
-def meet(units: Units, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Labels of what comes of tensors that meet element by element.
-
-    Channels at the same element go together. A channel that meets a constant as wide as itself
-    stays; one that meets a single value does not care, but a single channel that is spread over
-    others stays.
-    """
-    operands = [_Operand(labels, units.varying(labels)) for labels in (aligned(t, len(shape)) for t in given)]
-    result: Tensor | None = None
-    for operand in operands:
-        if not operand.has_channels:
-            continue
-        others = [other for other in operands if other is not operand]
-        scales = any(operand.is_spread_over(other, shape) for other in others)
-        if scales and operand.is_single:
-            units.freeze(operand.labels, GATE)
-            continue
-        if scales and any(operand.meets_all_of(other) for other in others):
-            _hold_all(units, others)
-        _hold_beside_constants(units, operand, others)
-        labels = operand.labels.expand(list(shape))
-        result = labels if result is None else _united(units, result, labels)
-    return torch.zeros((), dtype=torch.int64).expand(list(shape)) if result is None else result
-
-
-def _hold_all(units: Units, operands: Sequence[_Operand]) -> None:
-    """Freeze what takes part in an outer product."""
-    for operand in operands:
-        if operand.varying:
-            units.freeze(operand.labels, "its channels meet every channel of another layer")
-
-
-def _hold_beside_constants(units: Units, operand: _Operand, others: Sequence[_Operand]) -> None:
-    """Freeze the channels that meet an element that is no channel, of something as wide as they are.
-
-    Where it is as wide along some of their dimensions, as rotations within each head are, channels go
-    together along these, and may go along the others.
-    """
-    bare = compact(operand.labels)
-    for other in others:
-        against = compact(other.labels)
-        wide = {dim for dim in operand.varying if other.labels.shape[dim] > 1}
-        if not wide or not bool((against == 0).any()):
-            continue
-        if operand.varying - wide:
-            units.join_along(operand.labels, wide)
-        else:
-            one, two = torch.broadcast_tensors(bare, against)
-            units.freeze(one[(two == 0) & (one > 0)], "its channels meet values of a fixed width")
-
-
-def _united(units: Units, one: Tensor, other: Tensor) -> Tensor:
-    """Labels of either; where both have one these go together."""
-    units.join(one, other)
-    return torch.where(one == 0, other, one) if bool((compact(one) == 0).any()) else one
-
-
-def product(units: Units, one: Tensor, other: Tensor) -> Tensor:
-    """Labels of a matrix product ``(..., n, k) @ (..., k, m)``.
-
-    Channels that are summed over go together in pairs; where such sums stand side by side in a
-    batch dimension (attention heads), all channels of one of them go together, and the result is
-    labelled with it. So they do there where each channel meets each of the other factor (attention over
-    channels, and what it then sums).
-    """
-    shape = (*one.shape[:-1], other.shape[-1])
-    left, right = units.varying(one), units.varying(other)
-    k, n = one.ndim - 1, one.ndim - 2
-    if k in left and n in right:
-        return _contracted(units, one, other).expand(shape)
-    if left & right & set(range(n)) and (k in left or n in right or (n in left and k in right)):
-        return _as_heads(units, one, other).expand(shape)
-    for labels, sides, dim in ((one, left, k), (other, right, n)):
-        if dim in sides:
-            units.freeze(labels, "its channels are summed with fixed weights")
-    rows = units.find(one).narrow(k, 0, 1) if k not in left else None
-    columns = units.find(other).narrow(n, 0, 1) if n not in right else None
-    if rows is None or columns is None:
-        found = rows if rows is not None else columns
-        assert found is not None
-        return found.expand(shape)
-    if n in left and k in right:
-        for labels in (one, other):
-            units.freeze(labels, "its channels meet every channel of another layer")
-    units.join(rows, columns)
-    return torch.where(rows.expand(shape) == 0, columns.expand(shape), rows.expand(shape))
-
-
-def _as_heads(units: Units, one: Tensor, other: Tensor) -> Tensor:
-    """Labels ``(..., 1, 1)`` of products side by side: all channels of each go together."""
-    tops = []
-    for factor in (one, other):
-        bare = compact(factor, keep=range(factor.ndim - 2))
-        tops.append(bare.amax((-2, -1), keepdim=True))
-        units.join(tops[-1], bare)
-    units.join(*tops)
-    return units.find(torch.maximum(*tops))
-
-
-def _contracted(units: Units, one: Tensor, other: Tensor) -> Tensor:
-    """Labels ``(..., 1, 1)`` of sums over channels of both factors."""
-    left = compact(one, keep=range(one.ndim - 2)).amax(-2, keepdim=True).transpose(-2, -1)
-    right = compact(other, keep=range(other.ndim - 2)).amax(-1, keepdim=True)
-    units.join(left, compact(one).transpose(-2, -1))
-    units.join(right, compact(other))
-    units.join(left, right)
-    summed = units.find(torch.maximum(left, right))
-    if not any(d < one.ndim - 2 for d in units.varying(summed)):
-        return torch.zeros((), dtype=torch.int64).expand(*one.shape[:-2], 1, 1)
-    head = summed.amax(-2, keepdim=True)
-    units.join(head, summed)
-    return units.find(head)

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_iter
 
 from mint_compress.errors import foreign, our_own
 from mint_compress.graph.groups import HEAD, Side
-from mint_compress.graph.label_rules import Labels, follow, meet
+from mint_compress.graph.label_meeting import meet
+from mint_compress.graph.label_rules import follow
+from mint_compress.graph.label_store import Labels
 from mint_compress.graph.labels import Reading, spread
 from mint_compress.graph.written_numbers import Place, remembering
 from mint_compress.graph.written_sizes import WatchingSizes, WrittenSizes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mint_compress.errors import ForeignError, OwnFault, foreign, is_strict
 from mint_compress.graph.costs import Dimension, Product
 from mint_compress.graph.groups import ChannelGroup
-from mint_compress.graph.label_rules import Labels
+from mint_compress.graph.label_store import Labels
 from mint_compress.graph.label_tracing import Recorder
 from mint_compress.graph.labels import Units, compact
 from mint_compress.nn.copying import copied

@@ -13,7 +13,7 @@ from mint_compress.graph.bisection import tell_apart
 from mint_compress.graph.finding import find_groups
 from mint_compress.graph.groups import ChannelGroup
 from mint_compress.graph.label_groups import label_groups
-from mint_compress.graph.label_rules import meet, product
+from mint_compress.graph.label_meeting import meet, product
 from mint_compress.graph.label_tracing import Recorder
 from mint_compress.graph.labels import Units, compact
 
